@@ -1,0 +1,220 @@
+"""Corpora: documents become tokens once, are kept as raw shards, and are served by memory map in a stateless order.
+
+Shards are little-endian uint16 or uint32 with a `meta.json`, as nanoGPT and OLMo-core read them. The held-out split
+goes by the hash of a document's name, so that it stays when the corpus grows.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import shutil
+import sysconfig
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunnel.errors import UserError
+from tunnel.study import Data
+
+SEPARATOR = 0  # the byte between documents of the byte tokenizer
+NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+Document = tuple[str, str]  # name, text
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Token streams with a stateless order; sequences are `seq_len` inputs with their next tokens."""
+
+    train: np.ndarray
+    held_out: np.ndarray
+    bytes_per_token: float
+    hash: str
+
+    def sequences(self, seed: int, first: int, n: int, seq_len: int) -> np.ndarray:
+        """Sequences first … first + n − 1 of the run's order, each seq_len + 1 tokens (int64).
+
+        Without replacement within an epoch; another epoch is another permutation. The order is a function of the
+        seed and of what was consumed, not of the batch.
+        """
+        windows = (len(self.train) - 1) // seq_len
+        index = np.arange(first, first + n)
+        starts = np.empty(n, dtype=np.int64)
+        for epoch in range(index[0] // windows, index[-1] // windows + 1):
+            here = index // windows == epoch
+            starts[here] = order(seed, epoch, windows)[index[here] % windows]
+        return gather(self.train, starts * seq_len, seq_len)
+
+    def evaluation(self, tokens: int, seq_len: int) -> np.ndarray:
+        """Evenly spread held-out sequences, the same for every run (int64)."""
+        windows = (len(self.held_out) - 1) // seq_len
+        n = min(max(tokens // seq_len, 1), windows)
+        return gather(self.held_out, np.arange(n) * windows // n * seq_len, seq_len)
+
+
+@lru_cache(maxsize=4)
+def order(seed: int, epoch: int, windows: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(windows)
+
+
+def gather(tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> np.ndarray:
+    return tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
+
+
+def cache() -> Path:
+    return Path(os.environ.get("TUNNEL_CACHE", "~/.cache/tunnel")).expanduser()
+
+
+def is_local(data: Data) -> bool:
+    """Whether the corpus can be looked at without a network."""
+    return data.corpus in ("stdlib", "files")
+
+
+def opened(data: Data, seq_len: int) -> Corpus:
+    """The corpus, tokenized once per machine and served by memory map.
+
+    Raises UserError where it does not exist, is empty, or is too short for one sequence on either side.
+    """
+    folder = cache() / corpus_hash(data)
+    if not (folder / "meta.json").exists():
+        build(data, folder)
+    meta = json.loads((folder / "meta.json").read_text())
+    train, held_out = (np.memmap(folder / f"{side}.bin", dtype=meta["dtype"], mode="r") for side in ("train", "held_out"))
+    for side, tokens in (("train", train), ("held-out", held_out)):
+        if len(tokens) < seq_len + 1:
+            raise UserError(
+                f"its {side} side has {len(tokens)} tokens, less than one sequence of {seq_len + 1}",
+                key="data.corpus",
+                value=data.corpus,
+            )
+    return Corpus(train, held_out, bytes_per_token=meta["bytes_per_token"], hash=folder.name)
+
+
+def corpus_hash(data: Data) -> str:
+    """What names the corpus' content: its files' content, its tokenizer and its split (16 hex digits)."""
+    digest = hashlib.sha256(json.dumps([data.corpus, data.text, data.tokenizer, data.held_out]).encode())
+    if is_local(data):
+        for name, path in files(data):
+            digest.update(name.encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def files(data: Data) -> list[tuple[str, Path]]:
+    """The corpus' files by name; raises UserError where there are none."""
+    if data.corpus == "stdlib":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        found = [p for p in root.rglob("*.py") if not NOT_SOURCE & set(p.relative_to(root).parts)]
+        return [(str(p.relative_to(root)), p) for p in sorted(found)]
+    paths = sorted({Path(p) for pattern in data.paths for p in glob.glob(pattern, recursive=True)})
+    if not paths:
+        raise UserError("no file of the corpus exists", key="data.paths", value=", ".join(data.paths))
+    return [(p.name, p) for p in paths if p.is_file()]
+
+
+def documents(data: Data) -> Iterator[Document]:
+    if data.corpus == "stdlib":
+        for name, path in files(data):
+            yield name, path.read_bytes().decode("utf-8", "replace")
+    elif data.corpus == "files":
+        for name, path in files(data):
+            yield from read(name, path, data.text)
+    else:
+        yield from hub(data)
+
+
+def read(name: str, path: Path, column: str) -> Iterator[Document]:
+    """Documents of one file: a txt is one, each row of jsonl and parquet is one."""
+    if path.suffix in (".jsonl", ".parquet"):
+        import datasets
+
+        kind = "json" if path.suffix == ".jsonl" else "parquet"
+        rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+        for i, row in enumerate(rows):
+            if not isinstance(row.get(column), str):
+                raise UserError("has no text here", file=path, key=f"row {i}.{column}", choices=row)
+            yield f"{name}:{i}", row[column]
+        return
+    try:
+        yield name, path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise UserError(f"is not UTF-8 at byte {e.start}", file=path) from None
+
+
+def hub(data: Data) -> Iterator[Document]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(data.corpus, split="train", streaming=True)
+        for i, row in enumerate(rows):
+            yield str(i), row[data.text]
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(
+            f"cannot be read as a dataset ({type(e).__name__})",
+            key="data.corpus",
+            value=data.corpus,
+            choices=["stdlib", "files", "a datasets name"],
+        ) from None
+
+
+def tokenizer(data: Data) -> tuple[Callable[[str], Iterable[int]], Any]:
+    """Encoder of one document, separator included, and the dtype that holds its tokens."""
+    if data.tokenizer == "bytes":
+        return lambda text: [*text.encode(), SEPARATOR], np.dtype("<u2")
+    from transformers import AutoTokenizer
+
+    try:
+        tok = AutoTokenizer.from_pretrained(data.tokenizer)
+    except (OSError, ValueError) as e:
+        raise UserError(
+            f"is not a tokenizer here ({type(e).__name__})", key="data.tokenizer", value=data.tokenizer
+        ) from None
+    end = [] if tok.eos_token_id is None else [tok.eos_token_id]
+    return lambda text: tok.encode(text, add_special_tokens=False) + end, np.dtype(
+        "<u2" if len(tok) < 1 << 16 else "<u4"
+    )
+
+
+def build(data: Data, folder: Path) -> None:
+    """Writes both sides' shards under a temporary name and renames them when whole."""
+    encode, dtype = tokenizer(data)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    counts = {"train": 0, "held_out": 0}
+    size = 0
+    try:
+        with open(temporary / "train.bin", "wb") as train, open(temporary / "held_out.bin", "wb") as held_out:
+            for name, text in documents(data):
+                side = "held_out" if is_held_out(name, data.held_out) else "train"
+                tokens = np.asarray(encode(text), dtype=dtype)
+                if tokens.size and int(tokens.max()) >= data.vocab:
+                    raise UserError("is smaller than the tokenizer's largest token", key="data.vocab", value=data.vocab)
+                (held_out if side == "held_out" else train).write(tokens.tobytes())
+                counts[side] += len(tokens)
+                size += len(text.encode())
+        if not sum(counts.values()):
+            raise UserError("the corpus is empty", key="data.corpus", value=data.corpus)
+        meta = {
+            "dtype": dtype.str,
+            "tokens": counts,
+            "bytes_per_token": size / sum(counts.values()),
+            "tokenizer": data.tokenizer,
+        }
+        (temporary / "meta.json").write_text(json.dumps(meta))
+        os.rename(temporary, folder)
+    except OSError:
+        if not (folder / "meta.json").exists():  # another process was first: its shards are the same
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_held_out(name: str, share: float) -> bool:
+    return int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 < share

@@ -1,0 +1,55 @@
+"""Bodies in the tunnel: one file each, found by its name.
+
+A family has
+    ROLES                         its parameters' roles by the end of their names (a regular expression each)
+    count(shape, body)            non-embedding parameters N
+    flops_per_token(shape, body)  of training, the full count
+    grown(trunk, corpus)          a `Grown`: the model with its optimizer, at 0 tokens
+    reads                         whether it reads a corpus
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from tunnel.errors import UserError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Grown(Protocol):
+    """A model in training: what trunk and forks need of it."""
+
+    tokens: int
+    rows: list[tuple[int, float, float, float]]  # tokens, training loss, lr multiplier, gradient norm
+
+    def step(self, multiplier: float) -> bool:
+        """Trains one batch; False where the run has diverged."""
+
+    def evaluate(self) -> float:
+        """Held-out loss in nats per token."""
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Everything the next step depends on: tensors, and JSON."""
+
+    def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+
+
+def names() -> list[str]:
+    return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> Any:
+    """The family's module; raises UserError where there is none."""
+    if name not in names():
+        raise UserError("is not a family", key="family", value=name, choices=names())
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+Multiplier = Callable[[int], float]

@@ -1,0 +1,70 @@
+"""L(N) = A·N^-a at one D, the target's own.
+
+N non-embedding parameters, L in nats per token. For ladders whose short rungs lie outside L(N, D): reach the target's D
+with every shape and extrapolate in N only. Source: SCIENCE.md §9 (measured there: 2.97·N^-0.0399, −0.6% at the target).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, take, usable_rows
+
+KIND = "loss"
+FORM = _fit.Form("size", (("N", "A", "a"),), floor=False)
+COLUMNS = ("N", "D", "loss")
+PARAMS = FORM.params
+
+SAME_D = 0.01  # rows within 1% of the target's D are at it; assumed: wider than rounding to whole batches
+SIZES = 2  # distinct N that make a line (a hold-out needs no more; an interval does); derived
+
+
+def answers(table: Table, targets: Table) -> str:
+    """Empty where all targets have one D and at least SIZES sizes were read at it."""
+    if not {"N", "D"} <= set(targets) or "D" not in table:
+        return "the targets or the readings have no D"
+    goal = np.asarray(targets["D"], float)
+    if len(goal) and goal.max() > goal.min() * (1 + SAME_D):
+        return "the targets have several D, this law holds at one"
+    sizes = len(_fit.distinct(table["N"][select(table, targets)], SAME_D))
+    return "" if sizes >= SIZES else f"{sizes} sizes were read at the target's D, {SIZES} make a line"
+
+
+def select(table: Table, targets: Table | None = None) -> Array:
+    """Indices of the rows at the targets' D; without targets, at the longest D that most sizes reached, if SIZES did."""
+    if not {"N", "D", "loss"} <= set(table):
+        return np.zeros(0, int)
+    rows = np.flatnonzero(usable_rows(table, COLUMNS))
+    d = np.asarray(table["D"], float)
+    if targets is not None and len(targets["D"]):
+        return rows[np.abs(np.log(d[rows] / float(np.asarray(targets["D"])[0]))) <= np.log1p(SAME_D)]
+    best = rows[:0]
+    for level in _fit.distinct(d[rows], SAME_D):  # ascending: of equally many sizes the longest D wins
+        at = rows[(d[rows] >= level * (1 - 1e-12)) & (d[rows] <= level * (1 + SAME_D))]
+        sizes = len(_fit.distinct(np.asarray(table["N"], float)[at], SAME_D))
+        if sizes >= max(SIZES, len(_fit.distinct(np.asarray(table["N"], float)[best], SAME_D))):
+            best = at
+    return best
+
+
+def fit(table: Table, delta: float = DELTA) -> Fit:
+    """A and a on the rows at one D (see select)."""
+    table = columns(table)
+    rows = select(table)
+    found = _fit.fit(FORM, take(table, rows), delta)
+    if not len(rows):
+        return replace(found, reason=f"no D was read at {SIZES} sizes, which identify a")
+    return found
+
+
+def predict(params: Mapping[str, float], table: Table) -> Array:
+    """Loss (nats per token) at the table's N, at the D of the fit."""
+    return _fit.predict(FORM, dict(params), table)
+
+
+def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
+    """Parameters (draws, 2) under row weights (draws, n) or re-measured losses (draws, n) of the selected rows."""
+    return _fit.refit(FORM, columns(table), start, weights, losses)

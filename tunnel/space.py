@@ -1,0 +1,147 @@
+"""What can be searched: one row of `DIMENSIONS` each, and the ranges a study file gives them."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tunnel.schedule import SHAPES
+
+Scalar = int | float | str
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting that a stage may fix or search."""
+
+    kind: Literal["float", "int", "choice"]
+    unit: str
+    low: float = 0.0  # a value must be above it ...
+    high: float = math.inf  # ... and at most this
+    log: bool = False  # always searched on a log scale
+    meaning: str = ""
+
+
+DIMENSIONS: dict[str, Dimension] = {
+    "lr": Dimension("float", "per step", log=True, meaning="peak learning rate at the base shape"),
+    "warmup": Dimension("float", "fraction of the shortest rung, or tokens", -1e-9, meaning="length of the warmup"),
+    "decay": Dimension("float", "fraction of a rung", high=1.0, meaning="length of the decay"),
+    "decay_shape": Dimension("choice", "", meaning="shape of the decay"),
+    "min_ratio": Dimension("float", "of the peak", -1e-9, 1.0, meaning="multiplier at the decay's end"),
+    "batch_tokens": Dimension("int", "tokens", log=True, meaning="batch"),
+    "weight_decay": Dimension("float", "AdamW's lambda", -1e-9, meaning="weight decay at the base shape"),
+    "beta2": Dimension("float", "", high=1.0, meaning="Adam's second beta"),
+    "width": Dimension("int", "channels", meaning="width d"),
+    "depth": Dimension("int", "layers", meaning="depth L"),
+}
+SHAPE = ("width", "depth")
+UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+
+@dataclass(frozen=True)
+class Range:
+    """A range to search: ends included; `step` for integers."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: int | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Values without an order."""
+
+    values: tuple[Scalar, ...]
+
+
+Axis = Range | Choice
+
+
+def amount(value: object) -> object:
+    """90e6 from "90M": numbers in a study file may carry k, M, B or T."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?\d+)?)\s*([kMBT]?)\s*", value)
+        if not match:
+            raise ValueError('must be a number, or one with a unit such as "500k", "90M", "1.1T"')
+        try:
+            return float(match[1]) * UNITS.get(match[2], 1)
+        except ValueError as e:
+            raise ValueError('must be a number, or one with a unit such as "500k", "90M", "1.1T"') from e
+    return value
+
+
+def whole(value: object) -> object:
+    value = amount(value)
+    return round(value) if isinstance(value, float) and value < 1e18 else value
+
+
+def parse_space(space: dict[str, Any]) -> dict[str, Axis | Scalar]:
+    """A stage's space table: {low, high, log, step} is a range, a list a choice, anything else a fixed value."""
+    parsed: dict[str, Axis | Scalar] = {}
+    for name, value in space.items():
+        if name not in DIMENSIONS:
+            raise ValueError(f"space.{name} is not a setting; choices: {', '.join(DIMENSIONS)}")
+        if isinstance(value, dict):
+            parsed[name] = parse_range(name, value)
+        elif isinstance(value, list | tuple):
+            if not value:
+                raise ValueError(f"space.{name} is empty")
+            parsed[name] = Choice(tuple(check_scalar(name, v) for v in value))
+        else:
+            parsed[name] = check_scalar(name, value)
+    longest = {k: v.high if isinstance(v, Range) else v for k, v in parsed.items() if not isinstance(v, Choice)}
+    check_lengths(longest.get("warmup", 0.0), longest.get("decay", 0.0))
+    return parsed
+
+
+def parse_range(name: str, table: dict[str, Any]) -> Range:
+    row = DIMENSIONS[name]
+    unknown = set(table) - {"low", "high", "log", "step"}
+    if unknown or not {"low", "high"} <= set(table):
+        raise ValueError(f"space.{name} needs low and high, and may have log and step; got {', '.join(table)}")
+    if row.kind == "choice":
+        raise ValueError(f"space.{name} has no order: give a list of values")
+    low, high = (check_scalar(name, table[k]) for k in ("low", "high"))
+    assert not isinstance(low, str) and not isinstance(high, str)
+    if low >= high:
+        raise ValueError(f"space.{name}: low {low} must be below high {high}")
+    step = table.get("step")
+    if row.kind == "int":
+        step = 1 if step is None else step
+        if not isinstance(step, int) or step < 1:
+            raise ValueError(f"space.{name}.step must be a whole number above 0; got {step!r}")
+    elif step is not None:
+        raise ValueError(f"space.{name}.step belongs to whole numbers")
+    log = table.get("log", row.log)
+    if log and low <= 0:
+        raise ValueError(f"space.{name}: a log range starts above 0; got low {low}")
+    if log and step is not None and step > 1:
+        raise ValueError(f"space.{name}: log and step exclude each other")
+    return Range(low, high, bool(log), step)
+
+
+def check_scalar(name: str, value: object) -> Scalar:
+    row = DIMENSIONS[name]
+    if row.kind == "choice":
+        if value not in SHAPES:
+            raise ValueError(f"{name} {value!r} is unknown; choices: {', '.join(SHAPES)}")
+        return str(value)
+    if row.kind == "int":
+        value = whole(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or (row.kind == "int" and not isinstance(value, int)):
+        raise ValueError(f"{name} must be a {'whole ' if row.kind == 'int' else ''}number; got {value!r}")
+    assert isinstance(value, int | float)
+    if not row.low < value <= row.high:
+        raise ValueError(f"{name} must be {'at least' if row.low < 0 else 'above'} {max(row.low, 0):g}; got {value}")
+    return value
+
+
+def check_lengths(warmup: object, decay: object) -> None:
+    """Warmup as a fraction and decay must leave a stable phase; a warmup of 1 or more is in tokens."""
+    if isinstance(warmup, int | float) and isinstance(decay, int | float):
+        if decay >= 1 or (warmup < 1 and warmup + decay >= 1):
+            raise ValueError(f"warmup {warmup} + decay {decay} must be below 1: nothing is left for the stable phase")

@@ -1,0 +1,421 @@
+"""A study file is the whole question: contract 3 as frozen values, and the one way to read it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tunnel.errors import UserError
+from tunnel.space import (
+    SHAPE,
+    Axis,
+    Choice,
+    Range,
+    Scalar,
+    amount,
+    check_lengths,
+    check_scalar,
+    parse_space,
+    whole,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # names become paths: one allow-list before any is made
+LARGEST_FILE = 1 << 20  # bytes of a study file
+SECRET = re.compile(r"(password|secret|token|api_?key)$", re.I)  # keys that hold one are refused
+
+
+def listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Tokens = Annotated[int, BeforeValidator(whole), Field(gt=0)]
+Positive = Annotated[float, BeforeValidator(amount), Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Data(Frozen):
+    """What is read, and how it becomes tokens."""
+
+    corpus: str = "stdlib"  # stdlib | files | a datasets name
+    paths: tuple[str, ...] = ()  # of corpus "files": txt, jsonl, parquet; globs allowed
+    text: str = "text"  # the column of jsonl, parquet and hub rows
+    tokenizer: str = "bytes"  # bytes | a transformers tokenizer, by name or folder
+    vocab: int = Field(256, gt=1)
+    held_out: float = Field(0.05, gt=0, lt=0.5)  # of the documents, by the hash of their name
+    eval_tokens: Tokens = 32_768
+
+    @model_validator(mode="after")
+    def together(self) -> Data:
+        if (self.corpus == "files") != bool(self.paths):
+            raise ValueError('paths belong to corpus = "files", and it needs them')
+        return self
+
+
+class Model(Frozen):
+    """The body and its base shape: the shape at which every rule is the same model."""
+
+    head_dim: int = Field(64, gt=0)
+    base_width: int = Field(256, gt=0)
+    base_depth: int = Field(8, gt=0)
+    seq_len: int = Field(4096, gt=1)
+    ffn_ratio: float = Field(2.5, gt=0)  # MiniCPM  *from paper*
+    scale_emb: float = Field(12.0, gt=0)  # MiniCPM, Table 7  *from paper*
+    scale_depth: float = Field(1.4, gt=0)  # MiniCPM, Table 7  *from paper*
+    init_std: float = Field(0.1, gt=0)  # MiniCPM, Table 7  *from paper*
+
+
+class Train(Frozen):
+    """Settings that every stage starts from; a stage's `space` overrides them."""
+
+    lr: float = Field(0.01, gt=0)  # MiniCPM: best of six values from 0.04B to 2.1B  *from paper*
+    warmup: float = Field(0.02, ge=0)
+    decay: float = Field(0.1, gt=0, lt=1)  # MiniCPM: 10% is enough  *from paper*
+    decay_shape: str = "1-sqrt"
+    min_ratio: float = Field(0.0, ge=0, lt=1)
+    schedule: Literal["wsd", "cosine"] = "wsd"  # cosine: one cosine from warmup to the end, the baseline
+    batch_tokens: Tokens = 1 << 19
+    micro_batch_tokens: Tokens | None = None  # gradient accumulation: tokens of one pass
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, gt=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def lengths(self) -> Train:
+        check_scalar("decay_shape", self.decay_shape)
+        check_lengths(self.warmup, self.decay)
+        return self
+
+
+class Target(Frozen):
+    """The big run that the study is about."""
+
+    name: Name
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    kv_heads: int | None = Field(None, gt=0)
+    tokens: Tokens
+    seq_len: int | None = None
+    tokenizer: str | None = None
+    batch_tokens: Tokens | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+
+
+class Resources(Frozen):
+    """What one trial takes, and where the trials run."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    backend: Literal["ray", "inline"] = "ray"  # inline: the same loop in this process
+
+
+class Price(Frozen):
+    """What an hour of the device costs and does; `plan` and `status` multiply with it."""
+
+    device: str = "CPU core"
+    flops_per_second: Positive = 1e10  # peak of one device
+    mfu: float = Field(1.0, gt=0, le=1)  # the share of the peak that training reaches
+    per_hour: float = Field(0.0, ge=0)
+    currency: str = "USD"
+
+
+class Limit(Frozen):
+    max_hours: float | None = Field(None, gt=0)
+
+
+class Budget(Frozen):
+    """How many trials, and how long each: exactly one of tokens, tokens_per_param, flops."""
+
+    trials: int = Field(16, gt=0, le=100_000)
+    tokens: Tokens | None = None
+    tokens_per_param: Positive | None = None  # per non-embedding parameter
+    flops: Positive | None = None  # full count, attention and logits included
+    seeds: tuple[int, ...] = (0,)
+
+
+class Rungs(Frozen):
+    """The readings' lengths D of a ladder: exactly one of the two."""
+
+    tokens: tuple[Tokens, ...] = ()
+    tokens_per_param: tuple[Positive, ...] = ()
+
+    @model_validator(mode="after")
+    def one(self) -> Rungs:
+        if bool(self.tokens) == bool(self.tokens_per_param):
+            raise ValueError("rungs needs exactly one of tokens, tokens_per_param")
+        return self
+
+
+class Sampler(Frozen):
+    name: Literal["tpe", "gp", "cmaes", "sobol", "random", "grid"] = "tpe"
+
+
+class Stage(Frozen):
+    """One sweep of a study."""
+
+    name: Name
+    kind: Literal["search", "ladder", "batch"]
+    after: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    space: dict[str, Any] = {}
+    budget: Budget = Budget()
+    sampler: Sampler = Sampler()
+    shapes: tuple[tuple[int, int], ...] = ()
+    fan: tuple[float, ...] = ()
+    batches: tuple[Tokens, ...] = ()
+    rungs: Rungs | None = None
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """What this stage searches."""
+        return {k: v for k, v in parse_space(self.space).items() if isinstance(v, Range | Choice)}
+
+    @property
+    def fixed(self) -> dict[str, Scalar]:
+        """What this stage sets for all its trials."""
+        return {k: v for k, v in parse_space(self.space).items() if not isinstance(v, Range | Choice)}
+
+    @model_validator(mode="after")
+    def kind_fits(self) -> Stage:
+        parse_space(self.space)
+        (self._search if self.kind == "search" else self._ladder)()
+        return self
+
+    def _search(self) -> None:
+        if not self.axes:
+            raise ValueError("space is empty: a search needs at least one range")
+        for key in ("shapes", "fan", "batches", "rungs"):
+            if getattr(self, key):
+                raise ValueError(f"{key} belongs to a ladder")
+        lengths = [k for k in ("tokens", "tokens_per_param", "flops") if getattr(self.budget, k) is not None]
+        if len(lengths) != 1:
+            raise ValueError("budget needs exactly one of tokens, tokens_per_param, flops")
+        shaped = [k for k in SHAPE if k in self.axes]
+        if shaped and lengths != ["flops"]:
+            raise ValueError(
+                f"{shaped[0]} is in the sampler's space, so the budget must be in flops: "
+                "at equal tokens the biggest shape would always win"
+            )
+        if not self.budget.seeds:
+            raise ValueError("budget.seeds is empty")
+
+    def _ladder(self) -> None:
+        if self.axes:
+            raise ValueError(f"{next(iter(self.axes))}: a {self.kind} searches nothing; give shapes, fan, rungs")
+        if not self.shapes or self.rungs is None:
+            raise ValueError(f"a {self.kind} needs shapes and rungs")
+        if (self.kind == "batch") != bool(self.batches):
+            raise ValueError("batches belong to a batch stage, and it needs them")
+        if any(f <= 0 for f in self.fan):
+            raise ValueError("fan holds factors of the learning rate, above 0")
+        if any(w <= 0 or d <= 0 for w, d in self.shapes):
+            raise ValueError("shapes holds [width, depth] pairs above 0")
+
+
+class Study(Frozen):
+    """The whole question."""
+
+    question: str = Field(min_length=1)
+    family: Name = "gpt"
+    rules: Literal["minicpm", "completep", "standard"] = "minicpm"
+    seed: int = Field(0, ge=0)  # added to every seed: another draw of the whole study
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    target: tuple[Target, ...] = Field(min_length=1)
+    resources: Resources = Resources()
+    price: Price = Price()
+    budget: Limit = Limit()
+    stage: tuple[Stage, ...] = Field(min_length=1)
+    small: dict[str, Any] = {}
+
+    def stage_named(self, name: str) -> Stage:
+        return next(s for s in self.stage if s.name == name)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Study:
+        names: list[str] = []
+        for stage in self.stage:
+            if stage.name in names:
+                raise ValueError(f"stage {stage.name}: the name is taken")
+            for before in stage.after:
+                if before not in names:
+                    raise ValueError(f"stage {stage.name}: after names {before!r}, which is no earlier stage")
+            names.append(stage.name)
+        for width, where in self._widths():
+            if width % self.model.head_dim:
+                raise ValueError(f"{where}: width {width} is not a multiple of model.head_dim {self.model.head_dim}")
+        for target in self.target:
+            self._comparable(target)
+        return self
+
+    def _widths(self) -> list[tuple[int, str]]:
+        found = [(t.width, f"target {t.name}") for t in self.target] + [(self.model.base_width, "model.base_width")]
+        for stage in self.stage:
+            where = f"stage {stage.name}"
+            found += [(w, where) for w, _ in stage.shapes]
+            axis = stage.axes.get("width", stage.fixed.get("width"))
+            if isinstance(axis, Range):
+                found += [(int(w), where) for w in (axis.low, axis.high, axis.step or 1)]
+            elif isinstance(axis, int):
+                found.append((axis, where))
+        return found
+
+    def _comparable(self, target: Target) -> None:
+        """Losses compare only at equal sequence length and tokenizer (SCIENCE: a forecast across them is refused)."""
+        for key, ours in (("seq_len", self.model.seq_len), ("tokenizer", self.data.tokenizer)):
+            theirs = getattr(target, key)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"target {target.name}: {key} {theirs} differs from the proxies' {ours}; not comparable"
+                )
+        heads = target.width // self.model.head_dim
+        if target.kv_heads is not None and heads % target.kv_heads:
+            raise ValueError(f"target {target.name}: kv_heads {target.kv_heads} does not divide its {heads} heads")
+
+
+def load(path: str | Path, *, small: bool = False) -> Study:
+    """Reads a study file (TOML, UTF-8); with `small`, its [small] table replaces what it names.
+
+    Raises UserError, in one line, for everything that is wrong with it.
+    """
+    path = Path(path)
+    if not NAME.fullmatch(path.stem):
+        raise UserError("a study's name has letters, digits, '.', '_' and '-', at most 64", file=path, value=path.stem)
+    return parse(read_text(path), path, small=small)
+
+
+def read_text(path: Path) -> str:
+    if not path.is_file():
+        raise UserError("no such study file" if not path.exists() else "is not a file", file=path)
+    if path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"a study file has at most {LARGEST_FILE} bytes", file=path, value=path.stat().st_size)
+    try:
+        raw = path.read_bytes()
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"is not UTF-8 at byte {e.start}", file=path, value=raw[e.start : e.start + 1]) from None
+    except OSError as e:
+        raise UserError(f"cannot be read: {e.strerror}", file=path) from None
+
+
+def parse(text: str, file: str | Path, *, small: bool = False) -> Study:
+    """Builds the study from TOML text; `file` is for the error's line."""
+    try:
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as e:
+        raise UserError(f"is not TOML: {e or 'nested too deeply'}", file=file) from None
+    refuse_secrets(tables, file)
+    if small:
+        if not tables.get("small"):
+            raise UserError("has no [small] table for --scale small", file=file)
+        for key, value in tables["small"].items():
+            replace(tables, key, value, file)
+    try:
+        return Study(**tables)
+    except ValidationError as e:
+        raise one_line(e, file, tables) from None
+
+
+def changes(before: Study, after: Study) -> str:
+    """The first key in which a revision does more than add (trials, rungs, seeds, shapes, stages); "" where it only adds."""
+    return first_change(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
+
+
+def first_change(a: Any, b: Any, key: str) -> str:
+    if isinstance(a, dict) and isinstance(b, dict):
+        found = (first_change(a.get(k), b.get(k), f"{key}.{k}".lstrip(".")) for k in {**a, **b} if k != "small")
+        return next((f for f in found if f), "")
+    last = key.rsplit(".", 1)[-1]
+    if last in GROWS and isinstance(a, list) and isinstance(b, list):
+        if last in ("stage", "target") and len(b) >= len(a):
+            pairs = zip(a, b, strict=False)
+            return next((f for x, y in pairs if (f := first_change(x, y, f"{key}.{x['name']}"))), "")
+        return "" if all(x in b for x in a) else key
+    if last == "trials" and isinstance(a, int) and isinstance(b, int):
+        return "" if b >= a else key
+    return "" if a == b else key
+
+
+GROWS = {"stage", "target", "shapes", "seeds", "tokens", "tokens_per_param", "batches", "fan"}
+
+
+def refuse_secrets(table: object, file: object, key: str = "") -> None:
+    """Secrets come from the environment, by name; a study file is copied, shown and logged."""
+    if isinstance(table, dict):
+        for k, v in table.items():
+            if SECRET.search(k) and isinstance(v, str) and k not in ("token",):
+                raise UserError("looks like a secret: keep it in the environment", file=file, key=f"{key}{k}")
+            refuse_secrets(v, file, f"{key}{k}.")
+    elif isinstance(table, list):
+        for v in table:
+            refuse_secrets(v, file, key)
+
+
+def replace(tables: dict[str, Any], key: str, value: Any, file: object) -> None:
+    """Sets "stage.ladder.rungs": stages and targets are found by their name."""
+    here: Any = tables
+    *path, last = key.split(".")
+    for part in path:
+        if isinstance(here, list):
+            here = next((t for t in here if t.get("name") == part), None)
+        elif isinstance(here, dict):
+            here = here.get(part)
+        if here is None:
+            raise UserError("names nothing in this study", file=file, key=f"small.{key}")
+    if not isinstance(here, dict):
+        raise UserError("names a list, not one of its tables", file=file, key=f"small.{key}")
+    here[last] = value
+
+
+def one_line(e: ValidationError, file: object, tables: dict[str, Any]) -> UserError:
+    """pydantic's first complaint as our one line; stages and targets are called by name."""
+    first = min(e.errors(), key=lambda x: x["type"] != "extra_forbidden")  # a typo explains what is missing
+    loc, here, names = list(first["loc"]), dict[str, Any](tables), list[str]()
+    for part in loc:
+        here = inside(here, part)
+        names.append(here.get("name", str(part)) if isinstance(part, int) and isinstance(here, dict) else str(part))
+    key = ".".join(names) or None
+    if first["type"] == "extra_forbidden":
+        return UserError("is not a key of a study file", file=file, key=key, choices=fields_at(loc[:-1]))
+    rule = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return UserError("is missing", file=file, key=key)
+    value = None if isinstance(first["input"], dict | BaseModel) else first["input"]
+    return UserError(rule[:1].lower() + rule[1:], file=file, key=key, value=value)
+
+
+def inside(table: Any, part: int | str) -> Any:
+    if isinstance(table, dict):
+        return table.get(str(part))
+    return table[part] if isinstance(table, list) and isinstance(part, int) and part < len(table) else None
+
+
+def fields_at(loc: list[int | str]) -> list[str]:
+    """The keys that a study file may have at a place."""
+    model: Any = Study
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        model = next(
+            (t for t in (annotation, *getattr(annotation, "__args__", ())) if hasattr(t, "model_fields")),
+            None,
+        )
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of study files, for editors."""
+    return Study.model_json_schema()

@@ -1,0 +1,164 @@
+"""One model in training: AdamW by role, held-out loss, and a state that another process continues bit for bit.
+
+The loop is here; how long, and where the forks lie, is `tunnel.forks`' affair.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from tunnel import transfer
+from tunnel.data import Corpus
+from tunnel.families import Arrays
+from tunnel.run import TrunkSpec
+
+CHECK_EVERY = 10  # steps between looks for divergence: a look waits for the device
+HOPELESS = (
+    2.0  # × log(vocab), the loss of a uniform guess: a smoothed loss above it, after warmup, has diverged  *assumed*
+)
+EVAL_BATCH = 32  # sequences
+
+
+class Trained:
+    """A transformers model with its optimizer, on one device; see `families.Grown`."""
+
+    def __init__(
+        self,
+        build: Callable[[], torch.nn.Module],
+        roles: dict[str, transfer.Role],
+        trunk: TrunkSpec,
+        corpus: Corpus,
+    ):
+        s = trunk.settings
+        self.trunk, self.corpus, self.tokens = trunk, corpus, 0
+        self.rows: list[tuple[int, float, float, float]] = []
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(trunk.seed)
+        self.model = build().to(self.device)
+        self.groups = grouped(self.model, roles, trunk)
+        initialise(self.groups, trunk)
+        self.optimizer = torch.optim.AdamW(
+            [{k: g[k] for k in ("params", "lr", "weight_decay", "eps")} for g in self.groups],
+            betas=(s.beta1, s.beta2),
+            fused=True,
+        )
+        self.parameters = [p for g in self.groups for p in g["params"]]
+        self.smoothed = torch.zeros((), device=self.device)
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.trunk.settings.batch_tokens
+
+    def step(self, multiplier: float) -> bool:
+        """Trains one batch at `multiplier` times the peak; False where the run has diverged."""
+        s, t = self.trunk.settings, self.trunk.body.seq_len
+        n = s.batch_tokens // t
+        batch = torch.from_numpy(self.corpus.sequences(self.trunk.seed, self.tokens // t, n, t)).to(self.device)
+        loss = torch.zeros((), device=self.device)
+        for part in batch.split(s.micro_batch_tokens // t):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+                part_loss = self.loss(part) * (len(part) / n)
+            part_loss.backward()
+            loss += part_loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip)
+        for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
+            group["lr"] = own["lr"] * multiplier
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.tokens += s.batch_tokens
+        self.smoothed = loss if self.steps == 1 else 0.9 * self.smoothed + 0.1 * loss
+        return self.look(loss, norm, multiplier) if self.steps % CHECK_EVERY == 0 else True
+
+    def look(self, loss: torch.Tensor, norm: torch.Tensor, multiplier: float) -> bool:
+        """Notes a row of the curve, and whether training still makes sense."""
+        smoothed = self.smoothed.item()
+        self.rows.append((self.tokens, smoothed, multiplier, norm.item()))
+        warm = self.tokens > self.trunk.settings.warmup
+        return math.isfinite(smoothed + norm.item()) and not (
+            warm and smoothed > HOPELESS * math.log(self.trunk.body.vocab)
+        )
+
+    def loss(self, sequences: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        """Next-token cross-entropy in nats: mean or sum over the tokens."""
+        logits = self.model(input_ids=sequences[:, :-1], use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten(), reduction=reduction)
+
+    @torch.no_grad()
+    def evaluate(self) -> float:
+        body, source = self.trunk.body, self.trunk.source
+        sequences = torch.from_numpy(self.corpus.evaluation(source.eval_tokens, body.seq_len)).to(self.device)
+        self.model.eval()
+        total = sum(self.loss(part, "sum").item() for part in sequences.split(EVAL_BATCH))
+        self.model.train()
+        return total / (len(sequences) * body.seq_len)
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        arrays = {f"model.{k}": v.detach().cpu().numpy() for k, v in self.model.named_parameters()}
+        for name, p in self.model.named_parameters():
+            for k, v in self.optimizer.state.get(p, {}).items():
+                arrays[f"adam.{k}.{name}"] = v.detach().cpu().numpy()
+        arrays["rng"] = torch.get_rng_state().numpy()
+        arrays["smoothed"] = self.smoothed.cpu().numpy()
+        return arrays, {"tokens": self.tokens}
+
+    @torch.no_grad()
+    def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.state.clear()
+        for name, p in self.model.named_parameters():
+            p.copy_(torch.from_numpy(np.array(arrays[f"model.{name}"])))
+            kept = {k: arrays.get(f"adam.{k}.{name}") for k in ("step", "exp_avg", "exp_avg_sq")}
+            if kept["step"] is not None:
+                self.optimizer.state[p] = {k: torch.from_numpy(np.array(v)).to(self.device) for k, v in kept.items()}
+        torch.set_rng_state(torch.from_numpy(np.array(arrays["rng"])))
+        self.smoothed = torch.from_numpy(np.array(arrays["smoothed"])).to(self.device)
+        self.tokens = meta["tokens"]
+        self.rows = []
+
+
+def role_of(name: str, roles: dict[str, transfer.Role]) -> transfer.Role:
+    """A parameter's role by its name; a parameter without one is an error, never a guess."""
+    for pattern, role in roles.items():
+        if re.search(pattern, name):
+            return role
+    raise AssertionError(f"parameter {name} has no role: add a pattern to its family's ROLES")
+
+
+def grouped(model: torch.nn.Module, roles: dict[str, transfer.Role], trunk: TrunkSpec) -> list[dict[str, Any]]:
+    """Parameters by role with their own lr, weight decay, eps and init std, as the rule scales them."""
+    s, body = trunk.settings, trunk.body
+    m_d, m_l = trunk.shape.width / body.base_width, trunk.shape.depth / body.base_depth
+    groups: dict[transfer.Role, dict[str, Any]] = {}
+    for name, p in model.named_parameters():
+        role = role_of(name, roles)
+        if role not in groups:
+            by = transfer.scale(trunk.rules, role, m_d, m_l)
+            groups[role] = {
+                "role": role,
+                "params": [],
+                "lr": s.lr * by.lr,
+                "weight_decay": s.weight_decay * by.weight_decay,
+                "eps": s.eps * by.eps,
+                "init_std": body.init_std * by.init_std,
+            }
+        groups[role]["params"].append(p)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def initialise(groups: list[dict[str, Any]], trunk: TrunkSpec) -> None:
+    """Normal with the role's std; norm gains 1. Drawn on the CPU, so that a seed means the same everywhere."""
+    generator = torch.Generator().manual_seed(trunk.seed)
+    for group in groups:
+        for p in group["params"]:
+            if group["role"] == "vector":
+                p.fill_(1.0)
+            else:
+                p.copy_(torch.randn(p.shape, generator=generator) * group["init_std"])

@@ -1,0 +1,82 @@
+"""Transfer rules by role: how what was tuned at the base shape is written at another.
+
+Roles go by which dimensions of a tensor scale with width. At the base shape all rules are the same model.
+The table is SCIENCE's: `minicpm` from MiniCPM, arXiv 2404.06395, Table 7; `completep` from arXiv 2505.01618;
+`standard` is the base model left unscaled, the control that must fail to transfer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["embedding", "hidden", "readout", "vector"]
+ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "vector")
+RULES = ("minicpm", "completep", "standard")
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """Constants of the forward pass; the names are Granite's."""
+
+    embedding_multiplier: float
+    residual_multiplier: float
+    attention_multiplier: float
+    logits_scaling: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Factors on the base values of one role's tensors."""
+
+    lr: float = 1.0
+    init_std: float = 1.0
+    weight_decay: float = 1.0
+    eps: float = 1.0
+
+
+def multipliers(
+    rules: str,
+    *,
+    width: int,
+    depth: int,
+    base_width: int,
+    base_depth: int,
+    head_dim: int,
+    scale_emb: float,
+    scale_depth: float,
+) -> Multipliers:
+    """The forward constants of a shape under a rule.
+
+    >>> at_base = dict(width=256, depth=8, base_width=256, base_depth=8, head_dim=64, scale_emb=12, scale_depth=1.4)
+    >>> len({multipliers(rule, **at_base) for rule in RULES})
+    1
+    """
+    m_d, m_l = width / base_width, depth / base_depth
+    at_base = scale_depth / math.sqrt(base_depth)
+    residual = {"minicpm": scale_depth / math.sqrt(depth), "completep": at_base / m_l, "standard": at_base}[rules]
+    return Multipliers(
+        embedding_multiplier=scale_emb,
+        residual_multiplier=residual,
+        # completep's 1/d_h, equal at base, is 1/sqrt(d_h) here: a study has one head_dim
+        attention_multiplier=1 / math.sqrt(head_dim),
+        logits_scaling=1.0 if rules == "standard" else m_d,
+    )
+
+
+def scale(rules: str, role: Role, m_d: float, m_l: float) -> Scale:
+    """Factors for a role at m_d = d/d_base and m_L = L/L_base.
+
+    Embeddings, tied to the readout here, and vectors keep their base values: whether the tied embedding should
+    scale is open.  *assumed*
+    """
+    decays = 0.0 if role == "vector" else 1.0  # norm gains are not pulled to 0  *assumed*
+    if rules == "standard" or role != "hidden":
+        return Scale(weight_decay=decays)
+    return Scale(
+        lr=1 / m_d,
+        init_std=1 / math.sqrt(m_d),
+        weight_decay=m_d,  # lr · weight decay stays free of width
+        eps=1 / (m_d * m_l) if rules == "completep" else 1.0,
+    )
