@@ -15,7 +15,6 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from tunnel import data, forks
@@ -88,14 +87,16 @@ def inline(queue: Queue, work: Work) -> None:
 
 
 def on_ray(queue: Queue, work: Work, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
-    from ray import tune
-
     with cluster(address) as cpus, tempfile.TemporaryDirectory(prefix="tunnel-tune-") as scratch:
+        from ray import tune
+
         live = max_concurrent or max(int(cpus // resources.cpus), 1)
         search = searcher(queue, work, live)
         tuner = tune.Tuner(
             tune.with_resources(proxy(), {"CPU": resources.cpus, "GPU": resources.gpus}),
-            tune_config=tune.TuneConfig(search_alg=search, num_samples=-1, reuse_actors=True, metric="rung", mode="max"),
+            tune_config=tune.TuneConfig(
+                search_alg=search, num_samples=-1, reuse_actors=True, metric="rung", mode="max"
+            ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
@@ -125,7 +126,7 @@ def cluster(address: str | None) -> Iterator[float]:
             with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
                 f.write(secrets.token_hex(32))
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
-    import ray
+    import ray  # only now: it reads the environment once, when it is imported
 
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -204,9 +205,7 @@ def proxy() -> Any:
 
         def begin(self, config: dict[str, Any]) -> None:
             work: Work = config["work"]
-            self.events = forks.grow(
-                Trial.model_validate_json(config["trial"]), Store(work.folder), work.corpus()
-            )
+            self.events = forks.grow(Trial.model_validate_json(config["trial"]), Store(work.folder), work.corpus())
             self.rung = 0
 
         def step(self) -> dict[str, Any]:

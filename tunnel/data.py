@@ -86,7 +86,9 @@ def opened(data: Data, seq_len: int) -> Corpus:
     if not (folder / "meta.json").exists():
         build(data, folder)
     meta = json.loads((folder / "meta.json").read_text())
-    train, held_out = (np.memmap(folder / f"{side}.bin", dtype=meta["dtype"], mode="r") for side in ("train", "held_out"))
+    train, held_out = (
+        np.memmap(folder / f"{side}.bin", dtype=meta["dtype"], mode="r") for side in ("train", "held_out")
+    )
     for side, tokens in (("train", train), ("held-out", held_out)):
         if len(tokens) < seq_len + 1:
             raise UserError(

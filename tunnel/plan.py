@@ -15,7 +15,7 @@ from tunnel.space import Choice, Range, Scalar
 from tunnel.study import Stage, Study, Target
 
 Values = Mapping[str, Scalar]  # settings by name, as base-shape values
-LEAST_WARMUP = 100  # steps, where the run allows  (SCIENCE §1)
+HANDED_ON_WARMUP = 0.3  # of the shortest rung: what was tuned on longer runs is cut to this where it must  *assumed*
 
 
 def body_of(study: Study) -> Body:
@@ -38,7 +38,10 @@ def opened(study: Study) -> data.Corpus | None:
 def values_of(study: Study, stage: Stage, handed_on: Values) -> dict[str, Scalar]:
     """A stage's settings before anything is sampled: [train], then what was handed on, then its own space."""
     train = study.train.model_dump(include=set(TRAINED))
-    return {**train, **handed_on, **stage.fixed}
+    own = {**train, **handed_on, **stage.fixed}
+    if "warmup" in handed_on and "warmup" not in stage.fixed:
+        own["warmup_share"] = HANDED_ON_WARMUP
+    return own
 
 
 TRAINED = ("lr", "warmup", "decay", "decay_shape", "min_ratio", "batch_tokens", "weight_decay", "beta2")
@@ -132,9 +135,10 @@ def settings(study: Study, values: Values, batch: int, shortest: float) -> Setti
     micro = min(t.micro_batch_tokens or batch, batch)
     if batch % micro or micro % study.model.seq_len:
         raise UserError("does not divide the batch into whole sequences", key="train.micro_batch_tokens", value=micro)
+    warmup = warmup if warmup >= 1 else warmup * shortest
     return Settings(
         lr=float(values["lr"]),
-        warmup=whole_batches(warmup if warmup >= 1 else warmup * shortest, batch),
+        warmup=whole_batches(min(warmup, float(values.get("warmup_share", 1.0)) * shortest), batch),
         batch_tokens=batch,
         micro_batch_tokens=micro,
         weight_decay=float(values["weight_decay"]),
@@ -187,7 +191,9 @@ def plan(study: Study) -> dict[str, Any]:
     """What the study would run, in FLOPs, device hours and money; starts nothing and reads no corpus."""
     stages: list[StagePlan] = []
     for stage in study.stage:
-        trials = sample_trials(study, stage, handed_on(study, stage))
+        before = handed_on(study, stage)
+        trials = sample_trials(study, stage, before)
+        trial(study, stage, {**values_of(study, stage, before), **trials[0].trunk.shape.model_dump(), **biggest(stage)})
         count = trials_planned(stage)
         stages.append(priced(study, stage.name, stage.kind, trials, count / len(trials)))
     check_targets(study)
@@ -302,4 +308,5 @@ def check_targets(study: Study) -> None:
 
 
 def biggest(stage: Stage) -> dict[str, Any]:
+    """The upper corner of a stage's space: the largest shape, the longest warmup and decay."""
     return {**stage.fixed, **{k: a.high for k, a in stage.axes.items() if isinstance(a, Range)}}

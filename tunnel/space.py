@@ -74,8 +74,10 @@ def amount(value: object) -> object:
 
 
 def whole(value: object) -> object:
+    """An amount that must be whole: "2.3M" is, but for float's last digits; 32.5 stays what it is, to be refused."""
     value = amount(value)
-    return round(value) if isinstance(value, float) and value < 1e18 else value
+    near = isinstance(value, float) and value < 1e18 and math.isclose(value, round(value), rel_tol=1e-12)
+    return round(value) if near else value  # type: ignore[call-overload]
 
 
 def parse_space(space: dict[str, Any]) -> dict[str, Axis | Scalar]:
@@ -135,8 +137,10 @@ def check_scalar(name: str, value: object) -> Scalar:
     if not number or (row.kind == "int" and not isinstance(value, int)):
         raise ValueError(f"{name} must be a {'whole ' if row.kind == 'int' else ''}number; got {value!r}")
     assert isinstance(value, int | float)
-    if not row.low < value <= row.high:
-        raise ValueError(f"{name} must be {'at least' if row.low < 0 else 'above'} {max(row.low, 0):g}; got {value}")
+    if not (row.low < value <= row.high and math.isfinite(value)):
+        most = f" and at most {row.high:g}" if math.isfinite(row.high) else ""
+        least = f"{'at least' if row.low < 0 else 'above'} {max(row.low, 0):g}"
+        raise ValueError(f"{name} must be {least}{most}; got {value}")
     return value
 
 

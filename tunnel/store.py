@@ -226,10 +226,40 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-READING = (
-    "stage trial status N D C loss bpb flops seconds tokens_trained diverged_at started host fingerprint run width depth "
-    "N_embed lr batch_tokens warmup decay decay_start decay_shape min_ratio weight_decay beta2 seed seq_len rules"
-).split()
+READING = [
+    "stage",
+    "trial",
+    "status",
+    "N",
+    "D",
+    "C",
+    "loss",
+    "bpb",
+    "flops",
+    "seconds",
+    "tokens_trained",
+    "diverged_at",
+    "started",
+    "host",
+    "fingerprint",
+    "run",
+    "width",
+    "depth",
+    "N_embed",
+    "lr",
+    "batch_tokens",
+    "warmup",
+    "decay",
+    "decay_start",
+    "decay_shape",
+    "min_ratio",
+    "weight_decay",
+    "beta2",
+    "seed",
+    "seq_len",
+    "rules",
+    "corpus_hash",
+]
 
 
 def flat(r: Record) -> dict[str, Any]:
@@ -250,5 +280,6 @@ def flat(r: Record) -> dict[str, Any]:
         "seed": trunk.seed,
         "seq_len": trunk.body.seq_len,
         "rules": trunk.rules,
+        "corpus_hash": trunk.source.corpus_hash,
     }
     return {name: found[name] for name in READING}

@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tunnel.errors import UserError
 from tunnel.space import (
@@ -32,6 +32,13 @@ def listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def once(values: tuple[object, ...]) -> tuple[object, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("names a value twice")
+    return values
+
+
+Once = AfterValidator(once)  # what stands twice would be asked once, and waited for twice
 Tokens = Annotated[int, BeforeValidator(whole), Field(gt=0)]
 Positive = Annotated[float, BeforeValidator(amount), Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
@@ -140,7 +147,7 @@ class Budget(Frozen):
     tokens: Tokens | None = None
     tokens_per_param: Positive | None = None  # per non-embedding parameter
     flops: Positive | None = None  # full count, attention and logits included
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Once] = (0,)
 
 
 class Rungs(Frozen):
@@ -169,9 +176,9 @@ class Stage(Frozen):
     space: dict[str, Any] = {}
     budget: Budget = Budget()
     sampler: Sampler = Sampler()
-    shapes: tuple[tuple[int, int], ...] = ()
-    fan: tuple[float, ...] = ()
-    batches: tuple[Tokens, ...] = ()
+    shapes: Annotated[tuple[tuple[int, int], ...], Once] = ()
+    fan: Annotated[tuple[float, ...], Once] = ()
+    batches: Annotated[tuple[Tokens, ...], Once] = ()
     rungs: Rungs | None = None
 
     @property
@@ -205,8 +212,6 @@ class Stage(Frozen):
                 f"{shaped[0]} is in the sampler's space, so the budget must be in flops: "
                 "at equal tokens the biggest shape would always win"
             )
-        if not self.budget.seeds:
-            raise ValueError("budget.seeds is empty")
 
     def _ladder(self) -> None:
         if self.axes:
@@ -251,6 +256,8 @@ class Study(Frozen):
                 if before not in names:
                     raise ValueError(f"stage {stage.name}: after names {before!r}, which is no earlier stage")
             names.append(stage.name)
+        if len({t.name for t in self.target}) < len(self.target):
+            raise ValueError("target: two targets have one name")
         for width, where in self._widths():
             if width % self.model.head_dim:
                 raise ValueError(f"{where}: width {width} is not a multiple of model.head_dim {self.model.head_dim}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunnel import backends, families, plan, store, study, tuned
+from tunnel import backends, data, families, plan, store, study, tuned
 from tunnel.errors import Stopped, UserError
 from tunnel.forks import Event, Progress
 from tunnel.run import Record, Trial
@@ -36,6 +36,27 @@ class Live:
     running: dict[int, dict[str, Any]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
 
+    def begin(self, number: int, trial: Trial, flops_per_token: float) -> None:
+        what = {"what": str(trial.trunk), "phase": "trunk", "tokens": 0, "of": trial.trained, "loss": None}
+        self.running[number] = {**what, "flops_per_token": flops_per_token}
+
+    def now(self) -> float:
+        """FLOPs trained, the running trials' included."""
+        return self.done + sum(r["tokens"] * r["flops_per_token"] for r in self.running.values())
+
+    def snapshot(self) -> dict[str, Any]:
+        """progress.json: what other readers of the folder may know while the sweep runs."""
+        return {
+            "stage": self.stage,
+            "when": store.now(),
+            "planned": self.planned,
+            "finished": self.finished,
+            "best": self.best,
+            "flops": {"planned": self.total, "done": self.now()},
+            "seconds": time.monotonic() - self.started,
+            "running": {str(n): r for n, r in self.running.items()},
+        }
+
 
 Watch = Callable[[Live], None]
 
@@ -57,8 +78,21 @@ def located(where: str | Path, out: str | Path | None = None, *, small: bool = F
         before, _ = frozen(root)
         changed = study.changes(before, asked)
         if changed:
-            raise UserError(f"asks something else than {root} did; give another folder with --out", file=path, value=changed)
+            raise UserError(
+                f"differs from what {root} asked, and a revision may only add; try --out", file=path, key=changed
+            )
     return asked, Store(root)
+
+
+def opened(where: str | Path, out: str | Path | None = None, *, small: bool = False) -> tuple[Study, Store]:
+    """The study and its folder, made and holding the frozen question; raises UserError before anything is written."""
+    asked, keep = located(where, out, small=small)
+    plan.plan(asked)
+    if families.load(asked.family).reads and data.is_local(asked.data):
+        data.files(asked.data)
+    if Path(where).is_file():
+        freeze(where, asked, keep, small=small)
+    return asked, keep
 
 
 def frozen(root: Path) -> tuple[Study, Store]:
@@ -79,7 +113,11 @@ def freeze(where: str | Path, asked: Study, keep: Store, *, small: bool = False)
         number = len(list(keep.root.glob("study.*.toml"))) + 1
         store.write_text(keep.path(f"study.{number}.toml"), before)
     store.write_text(path, text)
-    resolved = {"scale": "small" if small else "full", "stages": {}, **store.read_json(keep.path("study.resolved.json"), {})}
+    resolved = {
+        "scale": "small" if small else "full",
+        "stages": {},
+        **store.read_json(keep.path("study.resolved.json"), {}),
+    }
     store.write_json(keep.path("study.resolved.json"), resolved)
 
 
@@ -95,7 +133,6 @@ def sweep(
 
     Raises UserError for what the study got wrong, Stopped where the work was interrupted.
     """
-    plan.plan(asked)  # every mistake of lengths and shapes shows before anything starts
     work = backends.Work(str(keep.root.resolve()), asked.data, asked.model.seq_len, families.load(asked.family).reads)
     with keep.driver():
         corpus = work.corpus()
@@ -107,7 +144,9 @@ def sweep(
                 backends.run(queue, work, asked.resources, address=address, max_concurrent=max_concurrent)
             queue.show(force=True)
             if queue.live.failed:
-                raise Stopped(f"stage {stage.name}: {queue.live.failed} trials failed for good; the same command tries them again")
+                raise Stopped(
+                    f"stage {stage.name}: {queue.live.failed} trials failed for good; the same command tries them again"
+                )
         keep.path("progress.json").unlink(missing_ok=True)
         keep.write_readings()
     return status(asked, keep)
@@ -156,9 +195,11 @@ class StageQueue:
         self.records: dict[int, list[Record]] = {}
         self.shown = 0.0
 
-    def flops(self, trial: Trial, tokens: float | None = None) -> float:
-        per_token = self.family.flops_per_token(trial.trunk.shape, self.body)
-        return per_token * (trial.trained if tokens is None else tokens)
+    def per_token(self, trial: Trial) -> float:
+        return self.family.flops_per_token(trial.trunk.shape, self.body)
+
+    def flops(self, trial: Trial) -> float:
+        return self.per_token(trial) * trial.trained
 
     def next(self) -> Trial | None:
         ask = self.asker.ask()
@@ -174,18 +215,19 @@ class StageQueue:
         )
         self.asker.planned_as(ask.number, trial)
         self.running[ask.number], self.records[ask.number] = trial, []
-        self.live.running[ask.number] = {"what": str(trial.trunk), "tokens": 0, "of": trial.trained, "loss": None}
+        self.live.begin(ask.number, trial, self.per_token(trial))
         self.show()
         return trial
 
     def event(self, number: int, event: Event) -> None:
-        shown, trial, records = self.live.running[number], self.running[number], self.records[number]
+        shown, records = self.live.running[number], self.records[number]
+        behind = sum(r.run.decay_tokens for r in records)
         if isinstance(event, Progress):
-            shown |= {"phase": event.phase, "loss": event.loss, "tokens": trained_by(trial, event)}
+            shown |= {"phase": event.phase, "loss": event.loss, "tokens": behind + event.tokens}
         else:
             records.append(event)
             self.asker.report(number, event)
-            shown |= {"loss": event.loss, "tokens": sum(r.run.decay_tokens for r in records) + event.run.decay_start}
+            shown |= {"loss": event.loss, "tokens": behind + event.run.tokens}
         self.show()
 
     def ended(self, number: int, error: str | None) -> None:
@@ -214,28 +256,7 @@ class StageQueue:
         clock = time.monotonic()
         if force or clock - self.shown > 1.0:
             self.shown = clock
-            store.write_json(self.keep.path("progress.json"), snapshot(self, clock))
-
-
-def snapshot(queue: StageQueue, clock: float) -> dict[str, Any]:
-    live = queue.live
-    running = sum(queue.flops(queue.running[n], r["tokens"]) for n, r in live.running.items() if n in queue.running)
-    return {
-        "stage": live.stage,
-        "when": store.now(),
-        "planned": live.planned,
-        "finished": live.finished,
-        "best": live.best,
-        "flops": {"planned": live.total, "done": live.done + running},
-        "seconds": clock - live.started,
-        "running": {str(n): r for n, r in live.running.items()},
-    }
-
-
-def trained_by(trial: Trial, event: Progress) -> int:
-    """Tokens a trial has trained when it reports: the decays that lie behind it, and where it is."""
-    behind = [r for r in trial.runs if r.tokens < event.tokens or (event.phase == "trunk" and r.decay_start < event.tokens)]
-    return event.tokens + sum(r.decay_tokens for r in behind if r.decay_start < event.tokens and r.tokens != event.tokens)
+            store.write_json(self.keep.path("progress.json"), self.live.snapshot())
 
 
 def status(asked: Study, keep: Store) -> dict[str, Any]:
@@ -258,7 +279,10 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
         "state": "complete" if done >= planned else "running" if progress else "stopped" if done else "not started",
         "trials": trials,
         "stages": {
-            name: {"planned": plan.trials_planned(asked.stage_named(name)), "done": sum(t["state"] != "running" for t in latest(f))}
+            name: {
+                "planned": plan.trials_planned(asked.stage_named(name)),
+                "done": sum(t["state"] != "running" for t in latest(f)),
+            }
             for name, f in stages.items()
         },
         "readings": int((proxies.status == "complete").sum()) if len(proxies) else 0,

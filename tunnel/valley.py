@@ -7,13 +7,15 @@ rungs). Both are linear least squares on log loss, so a bootstrap of hundreds of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 Array = np.ndarray
 
 NEAR = 0.05  # of log loss: a reading's weight falls by e for each of these above the best  *assumed*
+PER_DOUBLING = 0.25  # a reading's weight falls to this with every doubling of D away from the rung asked  *assumed*
+FAR = 0.7  # of log lr, one octave: no cell's minimum is believed farther outside the fan  *assumed*
 DRAWS = 400  # of the bootstrap
 SURE = 0.8  # of the draws must be curved before a minimum is believed  *assumed*
 QUANTILES = (0.05, 0.95)  # a 90% interval
@@ -66,15 +68,15 @@ def least_squares(design: Array, y: Array, weight: Array) -> Array:
 
 @dataclass(frozen=True)
 class Surface:
-    """Fans of one or more shapes, as log loss = m_cell + h·(x − x*)² with x* = a + b·log N + c·log D.
+    """Fans of one or more shapes: log loss = m_cell + h(N)·(x − x*)² with x* = a + b·log N + c·log D.
 
-    A cell is a shape at a rung. `cells` holds one row per cell (N, D, width, depth), `log_loss` its minimum, and
-    `curved` says whether the fans turned up on both sides at all.
+    A cell is a shape at a rung. `cells` holds one row per cell (N, D, width, depth), `log_loss` its minimum, `h` its
+    curvature, and `curved` says whether the fans turned up on both sides at all.
     """
 
     cells: Mapping[str, Array]
     log_loss: Array  # per cell
-    h: float
+    h: Array  # per cell
     a: float
     b: float
     c: float
@@ -84,63 +86,68 @@ class Surface:
         """log lr* at N and D."""
         return np.asarray(self.a + self.b * np.log(n) + self.c * np.log(d))
 
-    def regret(self, log_lr: float, n: float, d: float) -> float:
-        """The relative loss given away at `log_lr`, to second order."""
-        return float(self.h * (log_lr - self.log_lr(n, d)) ** 2)
 
-
-def surface(table: Mapping[str, Array], weight: Array | None = None) -> Surface:
+def surface(table: Mapping[str, Array], weight: Array | None = None, at: float | None = None) -> Surface:
     """Fits all fans of a ladder at once.
 
-    `table`: columns N, D, lr, loss, width, depth of one reading a row; `weight`: one per row, for a bootstrap.
+    `table`: columns N, D, lr, loss, width, depth of one reading a row; `weight`: one per row, for a bootstrap; `at`: a D
+    (tokens) that the fit is for: readings weigh less with every doubling away from it, since a valley's curvature and
+    its drift are not the same on short and on long runs.
     With a single lr per shape there is no curvature: the readings themselves are the minima.
     """
     n, d, x = np.log(table["N"]), np.log(table["D"]), np.log(table["lr"])
     y = np.log(table["loss"])
-    keys = np.column_stack([table["width"], table["depth"], table["D"]])
-    cells, cell = np.unique(keys, axis=0, return_inverse=True)
-    cell = cell.reshape(-1)
-    first = np.array([int(np.flatnonzero(cell == i)[0]) for i in range(len(cells))])
-    rows = {k: np.asarray(table[k])[first] for k in ("N", "D", "width", "depth")}
-    best = np.array([y[cell == i].min() for i in range(len(cells))])
+    rows, cell = cells_of(table)
+    count = len(rows["N"])
+    best = np.array([y[cell == i].min() for i in range(count)])
     weight = (np.ones(len(y)) if weight is None else weight) * np.exp(-(y - best[cell]) / NEAR)
+    if at is not None:
+        weight = weight * PER_DOUBLING ** np.abs(np.log2(table["D"] / at))
+    x, middle = x - x.mean(), x.mean()
+    n, d = n - n.mean(), d - d.mean()
+    dummies = (cell[:, None] == np.arange(count)).astype(float)
+    fit = least_squares(np.column_stack([dummies, x**2, x**2 * n, x, x * n, x * d]), y, weight)
+    q, q_n, p, p_n, p_d = fit[count:]
+    first = np.array([int(np.argmax(cell == i)) for i in range(count)])
+    h, slope = q + q_n * n[first], p + p_n * n[first] + p_d * d[first]
+    if not ((h > 0).any() and np.ptp(x) > 1e-9 and len(y) > count):
+        return Surface(rows, best, np.zeros(count), float(middle), 0.0, 0.0, False)
+    turned = h > 0
+    dip = -slope[turned] / (2 * h[turned])
+    near = h[turned] if at is None else h[turned] * PER_DOUBLING ** np.abs(np.log2(rows["D"][turned] / at))
+    line = np.column_stack([np.ones(turned.sum()), n[first][turned], d[first][turned]])
+    a, b, c = least_squares(line, np.clip(dip, x.min() - FAR, x.max() + FAR), near)
+    lows = fit[:count] + np.where(turned, -(slope**2) / (4 * np.where(turned, h, 1.0)), 0.0)
+    a += middle - b * np.log(table["N"]).mean() - c * np.log(table["D"]).mean()
+    return Surface(rows, np.where(turned, lows, best), np.maximum(h, 0.0), float(a), float(b), float(c), True)
 
-    dummies = (cell[:, None] == np.arange(len(cells))).astype(float)
-    slopes = [s for s in (np.ones(len(y)), centred(n), centred(d)) if s is not None]
-    x0 = x - x.mean()
-    fit = least_squares(np.column_stack([dummies, x0**2, *(x0 * s for s in slopes)]), y, weight)
-    h = fit[len(cells)]
-    lines = iter(fit[len(cells) + 1 :])
-    a, b, c = (next(lines) if s is not None else 0.0 for s in (np.ones(1), centred(n), centred(d)))
-    if not (h > 0 and np.ptp(x) > 1e-9 and len(y) > len(cells)):
-        return Surface(rows, best, 0.0, float(np.mean(x)), 0.0, 0.0, False)
-    a, b, c = (-v / (2 * h) for v in (a, b, c))
-    a += x.mean() - b * n.mean() - c * d.mean()
-    at = a + b * np.log(rows["N"]) + c * np.log(rows["D"])
-    return Surface(rows, fit[: len(cells)] - h * (at - x.mean()) ** 2, float(h), float(a), float(b), float(c), True)
+
+def cells_of(table: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+    """Each shape at each rung once (N, D, width, depth), and every row's cell."""
+    keys = np.column_stack([table["width"], table["depth"], table["D"]])
+    _, first, cell = np.unique(keys, axis=0, return_index=True, return_inverse=True)
+    return {k: np.asarray(table[k])[first] for k in ("N", "D", "width", "depth")}, cell.reshape(-1)
 
 
-def centred(v: Array) -> Array | None:
-    """A column around its mean; None where it does not vary."""
-    return v - v.mean() if np.ptp(v) > 1e-9 else None
+def by_rung(table: Mapping[str, Array], weight: Array | None = None) -> Surface:
+    """The longest rung's surface, with every other rung's minima from a surface of its own."""
+    rungs = np.unique(table["D"])
+    found = [surface(table, weight, at) for at in rungs]
+    log_loss, h = found[-1].log_loss.copy(), found[-1].h.copy()
+    for at, s in zip(rungs, found, strict=True):
+        here = s.cells["D"] == at
+        log_loss[here], h[here] = s.log_loss[here], s.h[here]
+    return replace(found[-1], log_loss=log_loss, h=h)
 
 
 def bootstrap(table: Mapping[str, Array], draws: int = 200, seed: int = 0) -> list[Surface]:
-    """Surfaces of ladders whose trunks are drawn again, shape by shape: forks of a trunk are not independent.
+    """Surfaces of ladders whose trunks weigh differently (Bayesian bootstrap): forks of a trunk are not independent.
 
     `table` as for `surface`, with a column run: the trunk of a reading.
     """
     rng = np.random.default_rng(seed)
     runs, of = np.unique(table["run"], return_inverse=True)
-    shape = np.array([(table["width"][i], table["depth"][i]) for i in (np.flatnonzero(of == r)[0] for r in range(len(runs)))])
-    found = []
-    for _ in range(draws):
-        count = np.zeros(len(runs))
-        for s in np.unique(shape, axis=0):
-            mine = np.flatnonzero((shape == s).all(axis=1))
-            np.add.at(count, rng.choice(mine, len(mine)), 1)
-        found.append(surface(table, count[of.reshape(-1)]))
-    return found
+    return [by_rung(table, rng.exponential(size=len(runs))[of.reshape(-1)]) for _ in range(draws)]
 
 
 def parabola(log_lr: Array, log_loss: Array) -> tuple[float, float] | None:

@@ -1,11 +1,11 @@
 """Laws: one file of this folder each, found by its name; pure arithmetic on columns (numpy, scipy; no files).
 
 A law of the loss (KIND "loss") has: a docstring with formula, units and source; COLUMNS it needs; PARAMS, its
-parameters' names; `answers(table, targets)` → "" or why it cannot answer them; `select(table, targets)` → the indices
-of the rows it is fitted to; `fit(table, delta)` → Fit; `predict(params, table)` → loss per row; and
-`refit(table, fit, weights, losses)` → (draws, parameters), the batched bootstrap. A law of settings (KIND "settings")
-has fit and predict, whose answer is a Forecast per setting. Files whose name begins with _, backtest and intervals are
-tools, not laws.
+parameters' names; `answers(table, targets)` → "" or why it cannot answer them; `select(table, targets)` → the
+indices of the rows it is fitted to; `fit(table, delta)` → Fit; `predict(params, table)` → loss per row; and
+`refit(table, fit, weights, losses)` → (draws, parameters), the batched bootstrap. A law of settings (KIND
+"settings") has fit and predict, whose answer is a Forecast per setting. Files whose name begins with _,
+backtest and intervals are tools, not laws.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from types import ModuleType
 import numpy as np
 
 Array = np.ndarray
-Table = Mapping[str, Array]  # equal-length float columns: N (parameters), D, batch_tokens (tokens), C (FLOPs), loss ...
+Table = Mapping[
+    str, Array
+]  # equal-length float columns: N (parameters), D, batch_tokens (tokens), C (FLOPs), loss ...
 
 DELTA = 1e-3  # from paper: Huber's δ of the Chinchilla fit (arXiv 2203.15556, D.3)
 STATUSES = ("converged", "bound hit", "flat", "too few points")
@@ -28,10 +30,11 @@ _TOOLS = {"backtest", "intervals"}
 
 @dataclass(frozen=True)
 class Fit:
-    """A law fitted to a table; `status` is one of STATUSES and `reason` names what the data does not identify.
+    """A law fitted to a table; `status` is one of STATUSES and `reason` names what the data does not
+    identify.
 
-    `objective` is Σ w·Huber(δ) of log L − log L̂ over the n rows used; `ranges` gives, for parameters that are not
-    identified, the values that fit about as well. Parameters are NaN where there are too few points.
+    `objective` is Σ w·Huber(δ) of log L − log L̂ over the n rows used; `ranges` gives, for parameters that
+    are not identified, the values that fit about as well. Parameters are NaN where there are too few points.
     """
 
     law: str
@@ -63,17 +66,22 @@ def get(name: str) -> ModuleType:
 
 
 def columns(table: Mapping[str, object]) -> dict[str, Array]:
-    """The table as float64 columns of one length, with C = 6ND (derived: forward 2, backward 4) where there is none.
+    """The table as float64 columns of one length, with C = 6ND (derived: forward 2, backward 4) where there
+    is none.
 
     Products are taken in floats: integer columns overflow int64 at N·D of a 10B model.
     """
     out = {name: np.atleast_1d(np.asarray(values)) for name, values in table.items()}
-    out = {name: values if values.dtype.kind in "OUST" else values.astype(float) for name, values in out.items()}
+    out = {
+        name: values if values.dtype.kind in "OUST" else values.astype(float) for name, values in out.items()
+    }
     for name in ("N", "D", "C", "loss", "weight", "lr", "batch_tokens"):
         if name in out:
             out[name] = out[name].astype(float)
     if len({len(v) for v in out.values()}) > 1:
-        raise ValueError("columns of different lengths: " + ", ".join(f"{k} {len(v)}" for k, v in out.items()))
+        raise ValueError(
+            "columns of different lengths: " + ", ".join(f"{k} {len(v)}" for k, v in out.items())
+        )
     if "C" not in out and {"N", "D"} <= set(out):
         out["C"] = 6 * out["N"] * out["D"]
     return out
@@ -90,7 +98,7 @@ def rows_of(table: Table) -> int:
 
 
 def usable_rows(table: Table, needed: tuple[str, ...]) -> Array:
-    """Mask of the rows whose needed columns are finite and positive (their logarithm exists) and whose weight is > 0."""
+    """Mask of the rows whose needed columns have a logarithm (finite, positive) and whose weight is > 0."""
     keep = np.ones(rows_of(table), bool)
     for name in needed:
         keep &= np.isfinite(table[name]) & (table[name] > 0) if name in table else False

@@ -9,9 +9,14 @@ import numpy as np
 
 from tunnel.laws import Array, Fit, Table, columns, take, usable_rows
 from tunnel.laws import _powers as powers
+from tunnel.laws import _search as search
 
 DISTINCT = 1e-6  # logs closer than this are one level; assumed: far below any difference between two runs
-NO_FLOOR = 1e-3  # a floor E under this share of the lowest loss is none; assumed: below the noise of any reading
+# a term under this share of the lowest loss (mid-range) is none; assumed: below the noise of any reading
+NO_TERM = 1e-4
+NO_FLOOR = (
+    1e-3  # a floor E under this share of the lowest loss is none; assumed: below the noise of any reading
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,11 @@ class Form:
     @property
     def params(self) -> tuple[str, ...]:
         """Names: E where there is a floor, the coefficients, the exponents."""
-        return (*(("E",) if self.floor else ()), *(c for _, c, _ in self.terms), *(x for _, _, x in self.terms))
+        return (
+            *(("E",) if self.floor else ()),
+            *(c for _, c, _ in self.terms),
+            *(x for _, _, x in self.terms),
+        )
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -34,7 +43,7 @@ class Form:
 
 
 def fit(form: Form, table: Table, delta: float) -> Fit:
-    """The optimum of a form on a table of readings (rows with a non-positive or non-finite entry are not used)."""
+    """The optimum of a form on a table; rows with a non-positive or non-finite entry are not used."""
     table = columns(table)
     table = take(table, usable_rows(table, form.needed))
     n = len(table["loss"]) if "loss" in table else 0
@@ -43,7 +52,7 @@ def fit(form: Form, table: Table, delta: float) -> Fit:
         status, reason = lacking
         return Fit(form.law, dict.fromkeys(form.params, np.nan), np.nan, delta, status, reason, n)
     z, centre, y, w = _logs(form, table)
-    found = powers.solve(z, y, w, delta, form.floor)
+    found = search.solve(z, y, w, delta, form.floor)
     params = dict(zip(form.params, _natural(form, found.theta[None], centre)[0].tolist(), strict=True))
     status, reason, ranges = _status(form, table, found)
     return Fit(form.law, params, found.objective, delta, status, reason, n, ranges)
@@ -61,7 +70,8 @@ def predict(form: Form, params: dict[str, float] | dict[str, Array], table: Tabl
 
 
 def refit(form: Form, table: Table, start: Fit, weights: Array | None, losses: Array | None) -> Array:
-    """The parameters (draws, P) of many re-weighted (draws, n) or re-measured (losses: draws, n) versions of a table.
+    """The parameters (draws, P) of many re-weighted (draws, n) or re-measured (losses: draws, n) versions of
+    a table.
 
     Rows with zero weight everywhere are allowed; each draw is polished from the fit `start` with δ annealed.
     """
@@ -78,12 +88,15 @@ def _lacking(form: Form, table: Table, n: int) -> tuple[str, str] | None:
     """The status and reason of a table that cannot identify the form by its design, whatever its losses."""
     size = len(form.params)
     if n < size + int(form.floor):
-        return "too few points", f"{n} rows for {size} parameters of {form.law}: needs {size + int(form.floor)}"
+        return (
+            "too few points",
+            f"{n} rows for {size} parameters of {form.law}: needs {size + int(form.floor)}",
+        )
     need = 2 + int(form.floor)  # a power needs two levels; beside a floor, three
     for column, coefficient, exponent in form.terms:
         levels = _levels(table[column])
         if levels < need:
-            names = " and ".join(([exponent, coefficient]))
+            names = " and ".join([exponent, coefficient])
             return "too few points", f"{column} has {levels} distinct values, {need} identify {names}"
     return None
 
@@ -118,33 +131,40 @@ def _centred(form: Form, start: Fit, centre: Array) -> Array:
     return theta
 
 
-def _status(form: Form, table: Table, found: powers.Solution) -> tuple[str, str, dict[str, tuple[float, float]]]:
+def _status(
+    form: Form, table: Table, found: search.Solution
+) -> tuple[str, str, dict[str, tuple[float, float]]]:
     """converged, bound hit or flat; the reason names the parameters, `ranges` what fits about as well."""
     k, e = len(form.terms), int(form.floor)
     lowest = float(table["loss"].min())
     hit, flat, ranges = [], [], {}
     for j, (column, coefficient, exponent) in enumerate(form.terms):
         value = found.theta[e + k + j]
-        share = np.exp(found.theta[e + j]) / lowest
-        if not powers.LOWEST * 1.01 < value < powers.HIGHEST * 0.99:
+        low, high = found.exponents[j]
+        if np.exp(found.theta[e + j]) < NO_TERM * lowest:
+            hit.append(
+                f"{coefficient} is zero: the loss does not fall with {column}, {exponent} is not identified"
+            )
+        elif not powers.LOWEST * 1.01 < value < powers.HIGHEST * 0.99:
             hit.append(f"{exponent} = {value:.3g} is a bound of the search")
-        elif share < 1e-6:
-            hit.append(f"{coefficient} is zero: the loss does not fall with {column}")
-        tried = found.exponents[:, j]
-        if len(tried) and (tried.min() <= 0.0201 or tried.max() >= 2.49):  # the ends of the grid fit as well
+        if low < search.TRIED[0] * 1.01 or high > search.TRIED[1] * 0.99:  # an end of the grid fits as well
             flat.append(exponent)
-            ranges[exponent] = (float(min(tried.min(), value)), float(max(tried.max(), value)))
-    if form.floor:
+            ranges[exponent] = (float(low), float(high))
+    if found.floors is not None:
         floor = float(np.exp(found.theta[0]))
         if floor < NO_FLOOR * lowest:
             hit.append("E = 0 is the bound: the data shows no floor")
-        elif len(found.floors) and found.floors.min() < NO_FLOOR * lowest:
+        elif found.floors[0] < NO_FLOOR * lowest:
             flat.append("E")
-            ranges["E"] = (0.0, float(max(found.floors.max(), floor)))
+            ranges["E"] = (0.0, found.floors[1])
     if hit:
         return "bound hit", "; ".join(hit), ranges
     if flat:
-        return "flat", f"the data does not identify {', '.join(flat)}: {_text(ranges)} fit about as well", ranges
+        return (
+            "flat",
+            f"the data does not identify {', '.join(flat)}: {_text(ranges)} fit about as well",
+            ranges,
+        )
     return "converged", "", ranges
 
 
@@ -153,9 +173,11 @@ def _text(ranges: dict[str, tuple[float, float]]) -> str:
 
 
 def distinct(values: Sequence[float] | Array, tolerance: float) -> list[float]:
-    """The levels of a column, ascending: values within a relative tolerance of a level's first are that level."""
+    """The levels of a column, ascending: values within a relative tolerance of its first are one level."""
+    ordered = np.sort(np.asarray(values, float))
     levels: list[float] = []
-    for value in np.sort(np.asarray(values, float)):
-        if not levels or value > levels[-1] * (1 + tolerance):
-            levels.append(float(value))
+    at = 0
+    while at < len(ordered):
+        levels.append(float(ordered[at]))
+        at = max(at + 1, int(np.searchsorted(ordered, levels[-1] * (1 + tolerance), side="right")))
     return levels

@@ -1,8 +1,9 @@
-"""Hold-outs by run, what every law misses them by, and the choice of the form: made before the answer is seen.
+"""Hold-outs by run, what every law misses them by, and the choice of the form: made before the answer is
+seen.
 
-Expanding windows: the largest N (D, C) left out, then the two largest, ... while at least half of the levels remain.
-A hold-out by N or C leaves out the whole runs that it tests; one by D keeps the shorter forks of the same trunks, for
-that is what a forecast in D starts from. Source: SCIENCE.md §4, §9.
+Expanding windows: the largest N (D, C) left out, then the two largest, ... while at least half of the levels
+remain. A hold-out by N or C leaves out the whole runs that it tests; one by D keeps the shorter forks of the
+same trunks, for that is what a forecast in D starts from. Source: SCIENCE.md §4, §9.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ AXES = ("N", "D", "C")
 LEVELS = 8  # up to 8 distinct values are levels; more are binned by factors of 2 from the top; assumed
 CUTS = 4  # hold-outs per axis at most; assumed: a fourth window adds little to the third
 NEAR = 0.3  # decades: within a factor 2 of the fit an error does not grow, beyond it in proportion; assumed
-ONE_SIDED = 2.0  # a target this many times further in N than in D (in decades) asks a question about N; assumed
-NEAR_D = 4.0  # by N, a form that holds at one D is judged at D within this factor of the target's: one rung is one case,
-# too few to choose by; assumed; with the margin below, measured here: right on 97-100% of simulated ladders (seed noise
-# up to 0.5%), against 84% by one rung alone
-ALIKE = 1e-7  # scores (log error) this close are equal: rounding; derived from double precision and the fit's tolerance
+ONE_SIDED = (
+    2.0  # a target this many times further in N than in D (in decades) asks a question about N; assumed
+)
+# by N, a form that holds at one D is judged at D within this factor of the target's: one rung is one case,
+NEAR_D = 4.0
+# too few to choose by; assumed; with the margin below, measured here: right on 97-100% of simulated ladders
+# (seed noise up to 0.5%), against 84% by one rung alone
+# scores (log error) this close are equal: rounding; derived from double precision and the fit's tolerance
+ALIKE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Holdout:
 
 @dataclass(frozen=True)
 class Miss:
-    """A held-out reading as one law saw it: error = log(predicted/measured), distance in decades beyond the fit."""
+    """A held-out reading as one law saw it: error = log(predicted/measured), distance in decades."""
 
     law: str
     axis: str
@@ -50,9 +55,11 @@ class Miss:
 
 @dataclass(frozen=True)
 class Choice:
-    """The law chosen for a question, the hold-outs that decided, each law's score there, and who was rejected and why.
+    """The law chosen for a question, the hold-outs that decided, each law's score there, and who was rejected
+    and why.
 
-    A score is the root mean square of error/(distance + NEAR)·NEAR: the relative error to expect near the fit.
+    A score is the root mean square of error/(distance + NEAR)·NEAR: the relative error to expect near the
+    fit.
     """
 
     law: str
@@ -64,7 +71,7 @@ class Choice:
 
 
 def distance(train: Table, targets: Table) -> Array:
-    """Decades (log10) beyond the fitted rows, per target: the largest over N, D and C, above or below; 0 inside."""
+    """Decades (log10) beyond the fitted rows, per target: the largest over N, D, C; 0 inside."""
     train, targets = columns(train), columns(targets)
     out = np.zeros(laws.rows_of(targets))
     for axis in AXES:
@@ -87,7 +94,9 @@ def holdouts(table: Table, axes: tuple[str, ...] = AXES) -> tuple[Holdout, ...]:
         starts = _starts(table[axis][rows]) if len(rows) else []
         for k in range(1, min(len(starts) // 2, CUTS) + 1):
             tested = table[axis] >= starts[-k] * (1 - 1e-12)
-            left = np.isin(runs, runs[tested & np.isin(np.arange(len(runs)), rows)]) if axis != "D" else tested
+            left = (
+                np.isin(runs, runs[tested & np.isin(np.arange(len(runs)), rows)]) if axis != "D" else tested
+            )
             train, test = np.setdiff1d(rows, np.flatnonzero(left)), rows[tested[rows]]
             if len(train) and len(test):
                 found.append(Holdout(axis, f"{axis} ≥ {starts[-k]:.4g} left out", train, test))
@@ -95,7 +104,7 @@ def holdouts(table: Table, axes: tuple[str, ...] = AXES) -> tuple[Holdout, ...]:
 
 
 def _starts(values: Array) -> list[float]:
-    """Where the levels of an axis begin, ascending: its distinct values, or factors of 2 down from the largest."""
+    """Where the levels of an axis begin, ascending: distinct values, or factors of 2 from the top."""
     levels = _fit.distinct(values, 0.01)
     if len(levels) <= LEVELS:
         return levels
@@ -104,7 +113,8 @@ def _starts(values: Array) -> list[float]:
 
 
 def misses(name: str, table: Table, fold: Holdout, cases: Array, delta: float = DELTA) -> tuple[Miss, ...]:
-    """One law's errors on some rows (indices) of a fold, fitted to the fold's train rows; none where it cannot answer.
+    """One law's errors on some rows (indices) of a fold, fitted to the fold's train rows; none where it
+    cannot answer.
 
     A law that answers only some questions (size: one D) is asked about the cases one level at a time.
     """
@@ -138,7 +148,7 @@ def _questions(name: str, table: Table, cases: Array) -> list[Array]:
 
 
 def question(table: Table, targets: Table | None) -> str:
-    """Which hold-outs look like the targets: N, D or C (both, or budgets), or "all" where nothing is asked."""
+    """Which hold-outs look like the targets: N, D or C (both), or "all" where nothing is asked."""
     if targets is None or not laws.rows_of(targets) or not {"N", "D"} <= set(targets):
         return "all"
     table, targets = columns(table), columns(targets)
@@ -154,7 +164,7 @@ def question(table: Table, targets: Table | None) -> str:
 
 
 def choose(table: Table, targets: Table | None = None, delta: float = DELTA) -> Choice:
-    """The law of the loss that does best on the hold-outs that look like the question, all on the same cases."""
+    """The law of the loss that does best, on equal cases, on the hold-outs that look like the question."""
     table = columns(table)
     rejected: dict[str, str] = {}
     able = []
@@ -172,12 +182,17 @@ def choose(table: Table, targets: Table | None = None, delta: float = DELTA) -> 
         law_name = able[0] if able else "chinchilla"
         rejected.pop(law_name, None)
         return Choice(law_name, question(table, targets), 0, {}, rejected, ())
-    axis = question(table, targets)
+    # a target on the readings' own path grows as they did: the budgets left out are its likeness
+    axis = "C" if "frontier" in able else question(table, targets)
     for asked in dict.fromkeys((axis, "all")):
         found = _compare(able, table, targets, asked, delta)
-        if found:
-            return _decide(able, asked, found, rejected)
-    rejected.update({n: f"{n} could not be compared: no hold-out that all forms can answer." for n in able[1:]})
+        if len(found) > 1 or (found and asked == "all"):
+            for name in (n for n in able if n not in found):
+                rejected[name] = (
+                    f"{name} could not be compared: it answers none of the hold-outs that the others do."
+                )
+            return _decide(asked, found, rejected)
+    rejected.update({n: f"{n} could not be compared: the table allows no hold-out." for n in able[1:]})
     return Choice(able[0], axis, 0, {}, rejected, ())
 
 
@@ -188,8 +203,10 @@ def _needs_targets(name: str) -> str:
     }.get(name, "")
 
 
-def _cases(able: list[str], table: Table, fold: Holdout, targets: Table | None, near: float = NEAR_D) -> Array:
-    """The held-out rows like the targets: D near theirs where size is in the race, the best readings where frontier is."""
+def _cases(
+    able: list[str], table: Table, fold: Holdout, targets: Table | None, near: float = NEAR_D
+) -> Array:
+    """The held-out rows like the targets: near their D for size, the best of their budgets for frontier."""
     cases = fold.test
     if "size" in able and targets is not None and fold.axis != "D":
         ratio = np.abs(np.log(table["D"][cases] / targets["D"][0]))
@@ -202,14 +219,24 @@ def _cases(able: list[str], table: Table, fold: Holdout, targets: Table | None, 
 def _compare(
     able: list[str], table: Table, targets: Table | None, axis: str, delta: float
 ) -> dict[str, tuple[Miss, ...]]:
-    """Each law's misses on the cases that all of them answer, over the folds of one axis (or all); empty if none."""
+    """Each law's misses on the cases that all of them answer, over the folds of one axis (or all).
+
+    Laws that share no case with the one that answers most are not among the keys.
+    """
     found: dict[str, list[Miss]] = {name: [] for name in able}
     for fold in holdouts(table, AXES if axis == "all" else (axis,)):
-        seen = {n: misses(n, table, fold, _cases(able, table, fold, targets), delta) for n in able}
-        common = set.intersection(*({m.row for m in ms} for ms in seen.values()))
-        for name, ms in seen.items():
-            found[name] += [m for m in ms if m.row in common]
-    return {n: tuple(ms) for n, ms in found.items()} if all(found.values()) else {}
+        cases = _cases(able, table, fold, targets)
+        for name in able:
+            found[name] += misses(name, table, fold, cases, delta)
+    keys = {name: {(m.axis, m.fold, m.row) for m in ms} for name, ms in found.items()}
+    ranked = sorted(able, key=lambda n: (-len(keys[n]), able.index(n)))
+    common, kept = keys[ranked[0]], [ranked[0]]
+    for name in ranked[1:]:
+        if common & keys[name]:
+            common, kept = common & keys[name], [*kept, name]
+    return (
+        {n: tuple(m for m in found[n] if (m.axis, m.fold, m.row) in common) for n in kept} if common else {}
+    )
 
 
 def score(found: tuple[Miss, ...]) -> float:
@@ -220,9 +247,9 @@ def score(found: tuple[Miss, ...]) -> float:
     return float(np.sqrt(np.mean([np.mean(v) for v in folds.values()]))) if folds else float("nan")
 
 
-def _decide(
-    able: list[str], axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, str]
-) -> Choice:
+def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, str]) -> Choice:
+    """The lowest score, unless a form with fewer parameters is nearly as good."""
+    able = list(found)
     scores = {name: score(ms) for name, ms in found.items()}
     folds = len({(m.axis, m.fold) for m in found[able[0]]})
     margin = 1 + 1 / folds
@@ -233,17 +260,24 @@ def _decide(
     what = {"all": "all hold-outs"}.get(axis, f"the hold-outs by {axis}")
     for name in (n for n in able if n != best):
         rejected[name] = (
-            f"{name} misses {what} ({cases} cases that all forms answer) by {100 * scores[name]:.2g}% near the fit, "
+            f"{name} misses {what} ({cases} cases that all forms answer) "
+            f"by {100 * scores[name]:.2g}% near the fit, "
             f"{best} by {100 * scores[best]:.2g}%"
-            + (f"; under {margin:.3g} times better, it yields to fewer parameters." if scores[name] < scores[best] else ".")
+            + (
+                f"; under {margin:.3g} times better, it yields to fewer parameters."
+                if scores[name] < scores[best]
+                else "."
+            )
         )
     return Choice(best, axis, cases, scores, rejected, tuple(m for ms in found.values() for m in ms))
 
 
-def own_misses(name: str, table: Table, targets: Table | None, axis: str, delta: float = DELTA) -> tuple[Miss, ...]:
+def own_misses(
+    name: str, table: Table, targets: Table | None, axis: str, delta: float = DELTA
+) -> tuple[Miss, ...]:
     """All misses of one law on the hold-outs that look like the question: what its interval is made of."""
     table = columns(table)
-    for asked in dict.fromkeys((axis, "all")):
+    for asked in dict.fromkeys(("C" if name == "frontier" else axis, "all")):
         found: list[Miss] = []
         for fold in holdouts(table, AXES if asked == "all" else (asked,)):
             found += misses(name, table, fold, _cases([name], table, fold, targets, near=1.0), delta)
@@ -253,7 +287,7 @@ def own_misses(name: str, table: Table, targets: Table | None, axis: str, delta:
 
 
 def report(name: str, table: Table, delta: float = DELTA) -> list[dict[str, object]]:
-    """Every hold-out of a table as one law sees it: label, cases, mean, largest and signed error, distance (decades)."""
+    """Every hold-out as one law sees it: label, cases, mean, largest and signed error, distance (decades)."""
     table = columns(table)
     out: list[dict[str, object]] = []
     for fold in holdouts(table):
@@ -276,4 +310,15 @@ def report(name: str, table: Table, delta: float = DELTA) -> list[dict[str, obje
     return out
 
 
-__all__ = ["Choice", "Fit", "Holdout", "Miss", "choose", "distance", "holdouts", "misses", "own_misses", "report"]
+__all__ = [
+    "Choice",
+    "Fit",
+    "Holdout",
+    "Miss",
+    "choose",
+    "distance",
+    "holdouts",
+    "misses",
+    "own_misses",
+    "report",
+]

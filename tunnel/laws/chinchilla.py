@@ -1,7 +1,8 @@
 """L(N, D) = E + A/N^alpha + B/D^beta.
 
 N non-embedding parameters, D training tokens, L and E in nats per token, A in nats·parameters^alpha, B in
-nats·tokens^beta. Source: Hoffmann et al. 2022 (arXiv 2203.15556, Eq. 10); objective and golden numbers: SCIENCE.md §4.
+nats·tokens^beta. Source: Hoffmann et al. 2022 (arXiv 2203.15556, Eq. 10); objective and golden numbers:
+SCIENCE.md §4.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def select(table: Table, targets: Table | None = None) -> Array:
 
 
 def fit(table: Table, delta: float = DELTA) -> Fit:
-    """E, A, B ≥ 0, alpha, beta at the minimum of Σ Huber(δ) of log L − log L̂; never raises on a table of floats."""
+    """E, A, B ≥ 0, alpha, beta at the minimum of Σ Huber(δ) of log L − log L̂; hostile tables get a status."""
     return _fit.fit(FORM, table, delta)
 
 

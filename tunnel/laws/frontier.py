@@ -1,7 +1,8 @@
 """L(C) = E + A·C^-a through the best reading of each budget.
 
-C training FLOPs, L and E in nats per token. It knows nothing of N and D, so it answers only for targets on the
-readings' own N-D path (contract 4). Source: Porian et al. 2024 (arXiv 2406.19146); accuracy: SCIENCE.md §4.
+C training FLOPs, L and E in nats per token. It knows nothing of N and D, so it answers only for targets on
+the readings' own N-D path (contract 4). Source: Porian et al. 2024 (arXiv 2406.19146); accuracy: SCIENCE.md
+§4.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ FORM = _fit.Form("frontier", (("C", "A", "a"),), floor=True)
 COLUMNS = FORM.needed
 PARAMS = FORM.params
 
-BUDGET = 0.05  # readings within 5% of a budget's smallest C belong to it; assumed: wider than rounding to whole batches
-OFF_PATH = 0.15  # decades of N off the path at the target's C; assumed: an isoFLOP valley is flat within a factor 1.4
+# readings within 5% of a budget's smallest C belong to it; assumed: wider than rounding to whole batches
+BUDGET = 0.05
+# decades of N off the path at the target's C; assumed: an isoFLOP valley is flat within a factor 1.4
+OFF_PATH = 0.15
 MOST_OFF = 0.3  # decades, where the path itself is uncertain; assumed: a factor 2
 
 
 def answers(table: Table, targets: Table) -> str:
-    """Empty where every target lies on the readings' own path, log N a line in log C through the best readings."""
+    """Empty where every target lies on the readings' own path: log N a line in log C through the best."""
     if not {"N", "D"} <= set(targets) or not {"N", "D"} <= set(table):
         return "the path needs N and D"
     targets = columns(targets)
@@ -71,5 +74,5 @@ def predict(params: Mapping[str, float], table: Table) -> Array:
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
-    """Parameters (draws, 3) under row weights (draws, n) or re-measured losses (draws, n) of the selected rows."""
+    """Parameters (draws, 3) under row weights (draws, n) or losses (draws, n) of the selected rows."""
     return _fit.refit(FORM, columns(table), start, weights, losses)

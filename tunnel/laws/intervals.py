@@ -1,20 +1,22 @@
-"""The 90% interval of a forecast: parameters, hold-out errors grown with distance, seed noise, joined in quadrature.
+"""The 90% interval of a forecast: parameters, hold-out errors grown with distance, seed noise, joined in
+quadrature.
 
 In log loss, per target at distance d (decades beyond the fit):
 
     half² = (t_p·s)² + (t_h·c·(d₀ + d)/d₀)² + (z·σ)²        interval = value·exp(± half)
 
-s: spread of the law's log forecast over a bootstrap by run (forks of a trunk are not independent); c: root mean square
-of hold-out errors scaled back to the fit's edge, error·d₀/(d₀ + distance); σ: seed noise; t_p, t_h: Student quantiles at
-the runs' and the folds' degrees of freedom, z the normal's. Parameter noise alone covers 10-70% of larger runs at a
-nominal 90% (SCIENCE.md §4), which is why the second term is there; and as hold-out errors contain parameter noise, t_p is
-Student's only where there are none. Measured on simulated 4 × 4 ladders: 95-99% inside at a nominal 90%.
+s: spread of the law's log forecast over a bootstrap by run (forks of a trunk are not independent); c: root
+mean square of hold-out errors scaled back to the fit's edge, error·d₀/(d₀ + distance); σ: seed noise; t_p,
+t_h: Student quantiles at the runs' and the folds' degrees of freedom, z the normal's. Parameter noise alone
+covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
+hold-out errors contain parameter noise, t_p is Student's only where there are none. Measured on simulated 4 ×
+4 ladders: 95-99% inside at a nominal 90%.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.special import stdtrit
@@ -26,12 +28,14 @@ from tunnel.laws.backtest import NEAR, Miss
 FORMULA = "log half-width² = (t_p·s)² + (t_h·c·(d0 + d)/d0)² + (z·noise)²; interval = value·exp(± half-width)"
 LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
-MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
+MOST_ROWS = (
+    2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
+)
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Forecasts of one law, one entry per target: loss (nats per token), its 90% interval, and what went into it."""
+    """Forecasts of one law, one entry per target: loss (nats per token), 90% interval, what went into it."""
 
     law: str
     value: Array
@@ -66,33 +70,43 @@ class Bootstrap:
 
 
 def bootstrap(
-    name: str, table: Table, fit: Fit, draws: int = DRAWS, seed: int = 0, resamples: Iterable[Table] | None = None
+    name: str,
+    table: Table,
+    fit: Fit,
+    draws: int = DRAWS,
+    seed: int = 0,
+    resamples: Iterable[Table] | None = None,
+    targets: Table | None = None,
 ) -> Bootstrap:
-    """Refits of a law to re-weighted runs (Bayesian bootstrap: every run keeps some weight), or to given resamples.
+    """Refits of a law to re-weighted runs (Bayesian bootstrap: each keeps some weight), or to given
+    resamples.
 
-    `table` holds the rows the law was fitted to (its `select`). Resamples with the same N and D are fitted in one batch.
+    `table` holds the rows the law was fitted to (its `select` for the targets). Resamples that re-measure the
+    same N and D are fitted in one batch.
     """
     law = laws.get(name)
     table = columns(table)
     rows, size = laws.rows_of(table), len(law.PARAMS)
     if resamples is not None:
-        found = _refit_tables(name, table, fit, resamples)
-        return Bootstrap(law.PARAMS, found, max(1, min(len(set(laws.runs_of(table))) - 1, rows - size)), 1.0, "given")
+        degrees = max(1, min(len(set(laws.runs_of(table))) - 1, rows - size))
+        found = _refit_tables(name, table, fit, resamples, targets)
+        return Bootstrap(law.PARAMS, found, degrees, 1.0, "given resamples")
     rng = np.random.default_rng(seed)
     inflation = np.sqrt(rows / max(rows - size, 1))  # the fit has used up `size` degrees of freedom; derived
     if rows > MOST_ROWS:
         table = take(table, np.sort(rng.choice(rows, MOST_ROWS, replace=False)))
         inflation *= np.sqrt(MOST_ROWS / rows)
-    runs = laws.runs_of(table)
-    _, runs = np.unique(runs, return_inverse=True)
+    runs = np.unique(laws.runs_of(table), return_inverse=True)[1]
     count = int(runs.max()) + 1
     weights = rng.exponential(size=(draws, count))
     weights *= count / weights.sum(axis=1, keepdims=True)
     degrees = max(1, min(count - 1, rows - size))
-    return Bootstrap(law.PARAMS, law.refit(table, fit, weights[:, runs]), degrees, float(inflation), "run")
+    return Bootstrap(law.PARAMS, law.refit(table, fit, weights[:, runs]), degrees, float(inflation), "by run")
 
 
-def _refit_tables(name: str, table: Table, fit: Fit, resamples: Iterable[Table]) -> Array:
+def _refit_tables(
+    name: str, table: Table, fit: Fit, resamples: Iterable[Table], targets: Table | None
+) -> Array:
     """Parameters of each resample; those that only re-measure the table's own rows go in one batch."""
     law = laws.get(name)
     batch: list[Array] = []
@@ -102,7 +116,7 @@ def _refit_tables(name: str, table: Table, fit: Fit, resamples: Iterable[Table])
         if rows is not None:
             batch.append(other["loss"][rows])
             continue
-        again = law.fit(other, fit.delta)
+        again = law.fit(take(other, law.select(other, targets)), fit.delta)
         if again.usable:
             out.append(np.array([again.params[p] for p in law.PARAMS]))
     if batch:
@@ -111,7 +125,7 @@ def _refit_tables(name: str, table: Table, fit: Fit, resamples: Iterable[Table])
 
 
 def _same_rows(table: Table, other: Table) -> Array | None:
-    """Where the table's rows stand in the other, matched by N and D; None if one is missing or its loss is not > 0."""
+    """Where the table's rows stand in the other, matched by N and D; None if one is missing or not > 0."""
     at = {(n, d): i for i, (n, d) in enumerate(zip(other["N"], other["D"], strict=True))}
     rows = [at.get(key, -1) for key in zip(table["N"], table["D"], strict=True)]
     index = np.array(rows, int)
@@ -130,11 +144,12 @@ def forecast(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Forecast:
-    """One law's forecast of the targets' loss with its 90% interval; NaN everywhere where the law cannot answer.
+    """One law's forecast of the targets' loss with its 90% interval; NaN everywhere where the law cannot
+    answer.
 
-    table: all readings; targets: N, D (and C); resamples: tables like `table`, as the ladder's own bootstrap of its
-    valleys draws them (else runs are re-weighted here); misses: hold-out errors (else taken here, those that look like
-    the question); noise: standard deviation of log loss over seeds.
+    table: all readings; targets: N, D (and C); resamples: tables like `table`, as the ladder's own bootstrap
+    of its valleys draws them (else runs are re-weighted here); misses: hold-out errors (else taken here,
+    those that look like the question); noise: standard deviation of log loss over seeds.
     """
     law = laws.get(name)
     table, targets = columns(table), columns(targets)
@@ -142,12 +157,14 @@ def forecast(
     fit = law.fit(rows, delta)
     if not fit.usable:
         nothing = np.full(laws.rows_of(targets), np.nan)
-        return Forecast(name, nothing, nothing, nothing, nothing, {"status": fit.status, "reason": fit.reason})
+        return Forecast(
+            name, nothing, nothing, nothing, nothing, {"status": fit.status, "reason": fit.reason}
+        )
     value = law.predict(fit.params, targets)
     far = backtest.distance(rows, targets)
     axis = backtest.question(table, targets)
     misses = backtest.own_misses(name, table, targets, axis, delta) if misses is None else misses
-    boot = bootstrap(name, rows, fit, draws, seed, resamples)
+    boot = bootstrap(name, rows, fit, draws, seed, resamples, targets)
     spread = _spread(law, boot, targets)
     share, degrees, basis = _beyond(misses, law, fit, rows)
     z = float(stdtrit(1e9, 0.5 + LEVEL / 2))
@@ -159,25 +176,28 @@ def forecast(
     parts = {
         "formula": FORMULA,
         "level": LEVEL,
-        "fit": {"params": dict(fit.params), "status": fit.status, "reason": fit.reason, "n": fit.n, "delta": delta},
-        "s": spread.tolist(), "t_p": t_p, "degrees_p": boot.degrees, "draws": len(boot.draws), "bootstrap": boot.by,
-        "c": share, "t_h": t_h, "degrees_h": degrees, "d0": NEAR, "d": far.tolist(), "c_from": basis,
+        "fit": {"params": dict(fit.params), "status": fit.status, "reason": fit.reason, "n": fit.n},
+        "delta": delta,
+        "s": spread.tolist(), "t_p": t_p, "degrees_p": boot.degrees, "draws": len(boot.draws), "bootstrap":
+        boot.by, "c": share, "t_h": t_h, "degrees_h": degrees, "d0": NEAR, "d": far.tolist(), "c_from": basis,
         "noise": noise, "z": z,
         "half_parameters": parameters.tolist(), "half_holdouts": beyond.tolist(), "half_noise": z * noise,
-        "misses": [{"axis": m.axis, "fold": m.fold, "error": m.error, "distance": m.distance} for m in misses[:200]],
+        "misses": [asdict(m) for m in misses[:200]],
     }  # fmt: skip
     return Forecast(name, value, value * np.exp(-half), value * np.exp(half), far, parts)
 
 
 def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:
-    """Standard deviation of the log forecast over the draws, from its 5% and 95% quantiles (robust), inflated."""
+    """Standard deviation of the log forecast over the draws, from its 5% and 95% quantiles, inflated."""
     if not len(boot.draws):
         return np.zeros(laws.rows_of(targets))
     params = {name: boot.draws[:, j, None] for j, name in enumerate(boot.names)}
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(law.predict(params, targets))  # type: ignore[attr-defined]
     low, high = np.nanpercentile(logs, [5, 95], axis=0)
-    return np.asarray((high - low) / (2 * 1.6449) * boot.inflation)  # 1.6449: the normal's 95% quantile; derived
+    return np.asarray(
+        (high - low) / (2 * 1.6449) * boot.inflation
+    )  # 1.6449: the normal's 95% quantile; derived
 
 
 def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, rows: Table) -> tuple[float, int, str]:
@@ -187,4 +207,8 @@ def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, rows: Table) -> tup
         return backtest.score(misses), len(folds), "hold-outs"
     residual = np.log(rows["loss"] / law.predict(fit.params, rows))  # type: ignore[attr-defined]
     degrees = max(1, fit.n - len(fit.params))
-    return float(np.sqrt((residual**2).sum() / degrees)), degrees, "residuals of the fit: no hold-out was possible"
+    return (
+        float(np.sqrt((residual**2).sum() / degrees)),
+        degrees,
+        "residuals of the fit: no hold-out was possible",
+    )

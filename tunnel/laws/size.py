@@ -1,7 +1,8 @@
 """L(N) = A·N^-a at one D, the target's own.
 
-N non-embedding parameters, L in nats per token. For ladders whose short rungs lie outside L(N, D): reach the target's D
-with every shape and extrapolate in N only. Source: SCIENCE.md §9 (measured there: 2.97·N^-0.0399, −0.6% at the target).
+N non-embedding parameters, L in nats per token. For ladders whose short rungs lie outside L(N, D): reach the
+target's D with every shape and extrapolate in N only. Source: SCIENCE.md §9 (measured there: 2.97·N^-0.0399,
+−0.6% at the target).
 """
 
 from __future__ import annotations
@@ -34,19 +35,20 @@ def answers(table: Table, targets: Table) -> str:
 
 
 def select(table: Table, targets: Table | None = None) -> Array:
-    """Indices of the rows at the targets' D; without targets, at the longest D that most sizes reached, if SIZES did."""
+    """Indices of the rows at the targets' D; without targets, at the longest D that most sizes reached."""
     if not {"N", "D", "loss"} <= set(table):
         return np.zeros(0, int)
     rows = np.flatnonzero(usable_rows(table, COLUMNS))
     d = np.asarray(table["D"], float)
     if targets is not None and len(targets["D"]):
         return rows[np.abs(np.log(d[rows] / float(np.asarray(targets["D"])[0]))) <= np.log1p(SAME_D)]
-    best = rows[:0]
+    best, most = rows[:0], SIZES
+    rows = rows[np.argsort(d[rows], kind="stable")]
     for level in _fit.distinct(d[rows], SAME_D):  # ascending: of equally many sizes the longest D wins
-        at = rows[(d[rows] >= level * (1 - 1e-12)) & (d[rows] <= level * (1 + SAME_D))]
-        sizes = len(_fit.distinct(np.asarray(table["N"], float)[at], SAME_D))
-        if sizes >= max(SIZES, len(_fit.distinct(np.asarray(table["N"], float)[best], SAME_D))):
-            best = at
+        start, end = np.searchsorted(d[rows], [level, level * (1 + SAME_D)], side="left")
+        sizes = len(_fit.distinct(np.asarray(table["N"], float)[rows[start:end]], SAME_D))
+        if sizes >= most:
+            best, most = np.sort(rows[start:end]), sizes
     return best
 
 
@@ -66,5 +68,5 @@ def predict(params: Mapping[str, float], table: Table) -> Array:
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
-    """Parameters (draws, 2) under row weights (draws, n) or re-measured losses (draws, n) of the selected rows."""
+    """Parameters (draws, 2) under row weights (draws, n) or losses (draws, n) of the selected rows."""
     return _fit.refit(FORM, columns(table), start, weights, losses)

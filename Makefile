@@ -1,0 +1,33 @@
+# The four things one does here. Everything else is `.venv/bin/tunnel --help`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: venv demo dashboard test bench clean
+
+venv: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "python 3.11 or newer is needed: make PYTHON=python3.12 venv")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard,data,dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/tunnel run studies/quickstart.toml
+
+dashboard: venv
+	$(BIN)/tunnel dashboard runs
+
+test: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q
+
+bench: venv
+	$(BIN)/python benchmarks/calibration.py
+	$(BIN)/python benchmarks/demo.py
+
+clean:
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""The dashboard: a study's folder, looked at; it reads and never writes."""

@@ -1,0 +1,268 @@
+"""What the dashboard knows of the disk: a folder's files as values, through the functions that the commands use.
+
+Nothing is written. Every reader is cached by path, size and time of change; what is missing is None or empty, and
+what cannot be read is named among `problems` instead of raised: a folder may be half copied, running, or gone.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+from sqlalchemy.exc import SQLAlchemyError
+
+from tunnel import store, sweep
+from tunnel.errors import UserError
+from tunnel.run import Record
+from tunnel.store import Store
+from tunnel.study import Study
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, UserError, SQLAlchemyError)
+KEPT = 512  # entries of each cache  *assumed*
+LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
+FIT = ("minima", "surface", "lr_drift", "laws", "chosen", "holdouts", "forecast", "curve")
+RECOMMENDATION = ("target", "settings", "groups", "forecast", "low", "high", "formula", "cautions", "rejected")
+CHECK = ("target", "forecast", "low", "high", "measured", "error_percent", "inside")
+
+Stamp = tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A study's folder as it is now. `problems` names what could not be read."""
+
+    root: Path
+    asked: Study | None
+    readings: pd.DataFrame
+    evidence: dict[str, dict[str, Any]]  # settings handed on, by the stage that handed them
+    fit: dict[str, Any] | None
+    recommendation: dict[str, Any] | None
+    check: dict[str, Any] | None
+    problems: tuple[str, ...]
+
+    @property
+    def complete(self) -> pd.DataFrame:
+        """The proxies' finished readings: the target's is the check's, and never a proxy."""
+        r = self.readings
+        return r[(r.status == "complete") & ~r.stage.astype(str).str.startswith("target:")]
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A sweep in progress, by its own word; `running` where its process lives, `age` in seconds since it spoke."""
+
+    progress: dict[str, Any]
+    running: bool
+    age: float
+
+    @property
+    def left(self) -> float | None:
+        """Seconds left of this stage at its pace so far; None before there is one."""
+        planned, done = (self.progress["flops"][k] for k in ("planned", "done"))
+        return max(planned - done, 0.0) / done * self.progress["seconds"] if done else None
+
+    @property
+    def share(self) -> float:
+        """How much of this stage's FLOPs are done, in [0, 1]."""
+        planned = self.progress["flops"]["planned"]
+        return min(self.progress["flops"]["done"] / planned, 1.0) if planned else 0.0
+
+
+def studies(folder: Path) -> dict[str, Path]:
+    """The studies' folders by name: the folder itself, or those in it; empty where there are none."""
+    if (folder / "study.toml").is_file():
+        return {folder.name: folder}
+    try:
+        inside = sorted(p for p in folder.iterdir() if (p / "study.toml").is_file())
+    except OSError:
+        return {}
+    return {p.name: p for p in inside}
+
+
+def newest(found: dict[str, Path]) -> str:
+    """The study that changed last."""
+    return max(found, key=lambda name: max((tree_stamp(found[name] / "records") or (0, 0, 0))[2], 0))
+
+
+def stamp(path: Path) -> Stamp:
+    """A file's size and time of change; None where there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def tree_stamp(folder: Path) -> Stamp:
+    """How many files a folder holds, their size, and their last change."""
+    try:
+        found = [e.stat() for e in os.scandir(folder) if e.is_file() and not e.name.startswith(".")]
+    except OSError:
+        return None
+    return len(found), sum(s.st_size for s in found), max((s.st_mtime_ns for s in found), default=0)
+
+
+# the parts: cached
+
+
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def json_at(path: str, at: Stamp) -> Any:
+    return store.read_json(Path(path))
+
+
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def asked_at(root: str, at: tuple[Stamp, ...]) -> Study:
+    return sweep.frozen(Path(root))[0]
+
+
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def status_at(root: str, at: tuple[Any, ...]) -> dict[str, Any]:
+    asked, keep = sweep.frozen(Path(root))
+    return sweep.status(asked, keep)
+
+
+@st.cache_data(max_entries=KEPT, show_spinner="Reading the records …")
+def readings_at(root: str, at: Stamp) -> tuple[pd.DataFrame, list[str]]:
+    """The readings, and the names of the records that cannot be read."""
+    keep = Store(root)
+    try:
+        return keep.readings(), []
+    except UNREADABLE:
+        rows, broken = [], []
+        for path in sorted(keep.path("records").glob("*.json")):
+            try:
+                rows.append(store.flat(Record.model_validate_json(path.read_text())))
+            except UNREADABLE:
+                broken.append(path.name)
+        whole = pd.DataFrame(rows, columns=store.READING)
+        return whole.sort_values(["started", "D"], ignore_index=True), broken
+
+
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def curve_at(root: str, name: str, at: Stamp) -> pd.DataFrame | None:
+    return Store(root).curve(name)
+
+
+@st.cache_data(max_entries=8, show_spinner="Packing the bundle …")
+def bundle_at(folder: str, at: Stamp) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z:
+        for path in files_of(Path(folder)):
+            z.write(path, path.relative_to(folder))
+    return packed.getvalue()
+
+
+# the whole
+
+
+def opened(root: Path) -> Opened:
+    """Everything that the pages show of a study, without its curves."""
+    problems: list[str] = []
+    asked = None
+    try:
+        asked = asked_at(str(root), (stamp(root / "study.toml"), stamp(root / "study.resolved.json")))
+    except UNREADABLE as e:
+        problems.append(f"study.toml: {said(e)}")
+    readings, broken = readings_at(str(root), tree_stamp(root / "records"))
+    problems += [f"records/{name} is not whole" for name in broken]
+    resolved = part(root, "study.resolved.json", ("stages",), problems)
+    ladder = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
+    return Opened(
+        root=root,
+        asked=asked,
+        readings=readings,
+        evidence=handed_on(asked, resolved),
+        fit=part(root, f"fits/{ladder[-1]}.json", FIT, problems) if ladder else None,
+        recommendation=part(root, "recommendation.json", RECOMMENDATION, problems),
+        check=part(root, "check.json", CHECK, problems),
+        problems=tuple(problems),
+    )
+
+
+def part(root: Path, name: str, needs: tuple[str, ...], problems: list[str]) -> dict[str, Any] | None:
+    """A JSON object of the folder with the keys that are shown; None, and a problem, where it is something else."""
+    path = root / name
+    try:
+        found = json_at(str(path), stamp(path))
+    except UNREADABLE as e:
+        problems.append(f"{name}: {said(e)}")
+        return None
+    missing = [] if found is None else [k for k in needs if not isinstance(found, dict) or k not in found]
+    if missing:
+        problems.append(f"{name} lacks {', '.join(missing)}")
+        return None
+    return found
+
+
+def handed_on(asked: Study | None, resolved: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Fitted settings by the stage that found them, from what a later stage was handed."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in asked.stage if asked else ():
+        evidence = ((resolved or {}).get("stages", {}).get(stage.name) or {}).get("evidence", {})
+        if len(stage.after) == 1:  # with several, a setting does not say which of them it came from
+            found.setdefault(stage.after[0], evidence)
+    return found
+
+
+def status(root: Path) -> dict[str, Any] | None:
+    """What `tunnel status` prints; None where the folder cannot say."""
+    database = stamp(root / "optuna.db")
+    if database is not None and not database[0]:
+        return None  # being created: opening it would write its tables
+    names = ("study.toml", "study.resolved.json")
+    at = (database, tree_stamp(root / "records"), (root / "progress.json").exists(), *(stamp(root / n) for n in names))
+    try:
+        return status_at(str(root), at)
+    except UNREADABLE:
+        return None
+
+
+def alive(root: Path) -> Alive | None:
+    """The sweep that holds the folder, or that left its progress behind; None where there is neither."""
+    try:
+        progress = store.read_json(root / "progress.json")
+        lock = store.other_driver(root / "driver.lock")
+        if progress is None or not {"stage", "planned", "finished", "flops", "seconds", "running"} <= set(progress):
+            return None
+        age = (datetime.now(UTC) - datetime.fromisoformat(progress["when"])).total_seconds()
+        return Alive(progress, bool(lock) and store.alive(lock or {}), age)
+    except UNREADABLE:
+        return None
+
+
+def curve(root: Path, name: str) -> pd.DataFrame | None:
+    """A trunk's or a run's curve; None where it was not kept, or is being written."""
+    try:
+        return curve_at(str(root), name, stamp(root / "curves" / f"{name}.parquet"))
+    except UNREADABLE:
+        return None
+
+
+def bundle(root: Path, target: str = "hf") -> tuple[Path, int] | None:
+    """The exported bundle's folder and its bytes; None before the export."""
+    folder = root / "export" / target
+    sizes = [p.stat().st_size for p in files_of(folder)]
+    return (folder, sum(sizes)) if sizes else None
+
+
+def packed(folder: Path) -> bytes:
+    """A bundle as a zip."""
+    files = [stamp(p) or (0, 0) for p in files_of(folder)]
+    return bundle_at(str(folder), tuple(n for f in files for n in f))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """A bundle's own files: what a link points to is not part of it."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+def said(e: BaseException) -> str:
+    text = " ".join(str(e).split())
+    return text if len(text) < 160 else text[:157] + "..."

@@ -1,0 +1,142 @@
+"""Recommendation: the target's settings with intervals, evidence and cautions, and the files to take away."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import load, show
+from dashboard.style import duration, money, nats, short
+from tunnel.space import DIMENSIONS
+
+LENGTHS = ("warmup", "tokens", "batch_tokens")
+UNITS = {
+    **{k: "tokens" for k in LENGTHS},
+    "decay": "fraction of D",
+    "lr": "per step, at the base shape",
+    "clip": "gradient norm",
+    "min_ratio": DIMENSIONS["min_ratio"].unit,
+}
+
+
+def written(value: Any) -> str:
+    """A setting's value: whole numbers whole, others to four digits."""
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def interval(name: str, setting: dict[str, Any]) -> str:
+    low, high = setting["low"], setting["high"]
+    if low is None or high is None:
+        return "–"
+    if low == high:
+        return "exact"
+    if name in LENGTHS:
+        low, high = round(low), round(high)
+    return f"{written(low)} to {written(high)}"
+
+
+def settings(told: dict[str, Any]) -> pd.DataFrame:
+    """One row a setting: those that were searched first."""
+    rows = [
+        {
+            "setting": name,
+            "value": written(s["value"]),
+            "90% interval": interval(name, s),
+            "unit": "per step, at the target's shape" if name.startswith("lr_") else UNITS.get(name, ""),
+            "source": s["source"],
+            "readings": len(s.get("readings") or []),
+        }
+        for name, s in told["settings"].items()
+    ]
+    return pd.DataFrame(sorted(rows, key=lambda r: r["90% interval"] in ("exact", "–")))
+
+
+def cards(told: dict[str, Any]) -> None:
+    t = told["target"]
+    with st.container(horizontal=True):
+        st.metric("Target", str(t["name"]), border=True)
+        st.metric("Shape (width × depth)", f"{t['width']}×{t['depth']}", border=True)
+        st.metric("N (parameters)", short(t["N"]), border=True)
+        st.metric("D (tokens)", short(t["tokens"]), border=True)
+        st.metric("Compute, × largest reading", f"{told.get('compute_ratio', float('nan')):.3g}", border=True)
+        st.metric("Time", duration(t["seconds"]), border=True, help="At the pace of the largest proxies.")
+        st.metric("Cost", money(t["cost"], t["currency"]), border=True)
+    with st.container(horizontal=True):
+        st.metric("Forecast (nats per token)", nats(told["forecast"]), border=True)
+        st.metric("90% interval", f"{nats(told['low'])} to {nats(told['high'])}", border=True)
+        registered = told.get("registered")
+        when = datetime.fromisoformat(registered).strftime("%Y-%m-%d %H:%M:%S UTC") if registered else "not registered"
+        st.metric("Registered", when, border=True, help="Written to forecasts.jsonl before the target's first step.")
+
+
+def downloads(root: Path) -> None:
+    with st.container(horizontal=True):
+        path = root / "recommendation.json"
+        st.download_button(
+            "recommendation.json",
+            path.read_bytes,
+            "recommendation.json",
+            "application/json",
+            icon=":material/download:",
+            on_click="ignore",
+        )
+        found = load.bundle(root)
+        if found is None:
+            st.markdown("No bundle yet: `tunnel export DIR --to hf` writes it.")
+        elif found[1] > load.LARGEST_BUNDLE:
+            st.markdown(f"The bundle has {short(found[1])}B; it lies in {show.plain(str(found[0]))}")
+        else:
+            name = f"{root.name}-{found[0].name}.zip"
+            st.download_button(
+                f"Bundle for {found[0].name} (zip)",
+                lambda: load.packed(found[0]),
+                name,
+                "application/zip",
+                icon=":material/folder_zip:",
+                on_click="ignore",
+            )
+
+
+def page(seen: load.Opened) -> None:
+    told = seen.recommendation
+    if told is None:
+        show.nothing(
+            "There is no recommendation yet",
+            "`tunnel recommend` makes it from the finished ladder, and registers its forecast before the target starts.",
+        )
+        return
+    cards(told)
+    downloads(seen.root)
+    st.subheader("Cautions")
+    for caution in told["cautions"]:
+        st.warning(show.plain(caution), icon=":material/warning:")
+    if not told["cautions"]:
+        st.markdown("None.")
+    st.subheader("Settings")
+    st.dataframe(settings(told), hide_index=True, height="content")
+    st.caption(
+        "How to read this: an interval is where 90% of the resampled readings put the best value; exact means set by the study or derived by the rule."
+    )
+    st.subheader("Optimizer groups")
+    numbers = {
+        "lr": show.significant("lr (per step)"),
+        "eps": show.significant("eps"),
+        "init_std": show.significant("init_std"),
+        "weight_decay": show.significant("weight_decay"),
+    }
+    st.dataframe(pd.DataFrame(told["groups"]), hide_index=True, column_config=numbers)
+    st.subheader("Where the forecast comes from")
+    st.code(told["formula"], language=None, wrap_lines=True)
+    for line in told["rejected"]:
+        st.markdown(f"- {show.plain(line)}")
+
+
+page(show.opened())

@@ -1,0 +1,149 @@
+"""What the pages share: the chosen study, figures with their sentence, the live strip, and states without data."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+import streamlit as st
+
+from dashboard import load
+from dashboard.style import duration, nats, short
+
+EVERY = 2.0  # seconds between looks at a running sweep  *assumed*
+MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~:])")
+STATES = {
+    "complete": (":material/check_circle:", "complete"),
+    "running": (":material/play_circle:", "running"),
+    "interrupted": (":material/pause_circle:", "interrupted"),
+    "stopped": (":material/pause_circle:", "stopped"),
+    "not started": (":material/radio_button_unchecked:", "not started"),
+    "unknown": (":material/help:", "unknown"),
+}
+
+
+def folder() -> Path:
+    """What the launcher was given: a study's folder or a folder of studies."""
+    return Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs")
+
+
+def plain(text: str) -> str:
+    """A name as Markdown shows it unchanged."""
+    return MARKUP.sub(r"\\\1", " ".join(text.split()))
+
+
+def choose(found: dict[str, Path]) -> Path:
+    """The sidebar's choice of study; it lives in the address too, so that a page can be linked to."""
+    asked = st.query_params.get("study")
+    if st.session_state.get("study") not in found:
+        if asked is not None and asked not in found:
+            st.warning(
+                f"There is no study {plain(asked)} here (any more); this is another one.", icon=":material/link_off:"
+            )
+        st.session_state["study"] = asked if asked in found else load.newest(found)
+    with st.sidebar:
+        st.selectbox("Study", list(found), key="study")
+    name = st.session_state["study"]
+    st.query_params["study"] = name
+    return found[name]
+
+
+def opened() -> load.Opened:
+    """The chosen study's folder, for a page."""
+    found: load.Opened = st.session_state["opened"]
+    return found
+
+
+def figure(fig: go.Figure, key: str) -> None:
+    """A figure and the sentence that says how to read it."""
+    st.plotly_chart(
+        fig, key=key, alt=fig.layout.meta["finding"], config={"displaylogo": False, "displayModeBar": "hover"}
+    )
+    st.caption(f"How to read this: {fig.layout.meta['read']}")
+
+
+def nothing(what: str, then: str) -> None:
+    """A page's state before there is anything to show: what is missing, and what brings it."""
+    with st.container(border=True):
+        st.markdown(f"**{what}**")
+        st.markdown(then)
+
+
+def state_of(status: dict[str, Any] | None, alive: load.Alive | None) -> str:
+    """One word for a study: as `tunnel status` says, unless the sweep that it takes for running is gone."""
+    if alive and alive.running:
+        return "running"
+    if status is None:
+        return "unknown"
+    return "interrupted" if status["state"] == "running" else str(status["state"])
+
+
+def live(root: Path) -> None:
+    """The strip of a running sweep; where none runs, a line if one was cut off, and no timer."""
+    alive = load.alive(root)
+    if alive is None:
+        return
+    if not alive.running:
+        st.info(
+            f"The sweep stopped {duration(alive.age)} ago in stage {plain(alive.progress['stage'])}; the same command goes on from there.",
+            icon=":material/pause_circle:",
+        )
+        return
+    strip(str(root), alive.progress["stage"], alive.progress["finished"])
+
+
+@st.fragment(run_every=EVERY)
+def strip(root: str, stage: str, finished: int) -> None:
+    """Progress, ETA and the running trials; draws the page anew when a trial has finished, or the sweep has."""
+    alive = load.alive(Path(root))
+    if alive is None or not alive.running or (alive.progress["stage"], alive.progress["finished"]) != (stage, finished):
+        st.rerun(scope="app") if st.session_state.get("looked") else None
+    if alive is None:
+        return
+    p = alive.progress
+    left = f"about {duration(alive.left)} left of this stage" if alive.left is not None else "no pace yet"
+    best = f" · best {nats(p['best'])} nats per token" if p.get("best") is not None else ""
+    st.progress(alive.share, f"Stage {plain(p['stage'])}: {p['finished']} of {p['planned']} trials · {left}{best}")
+    if p["running"]:
+        st.dataframe(
+            running_table(p["running"]),
+            hide_index=True,
+            column_config={"done": bar("done"), "loss": decimal("training loss (nats per token)")},
+        )
+
+
+def running_table(running: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """The trials in progress, one a row."""
+    return pd.DataFrame(
+        {
+            "trial": [int(n) for n in running],
+            "what": [r["what"] for r in running.values()],
+            "phase": [r.get("phase", "starting") for r in running.values()],
+            "done": [r["tokens"] / r["of"] if r["of"] else 0.0 for r in running.values()],
+            "tokens": [f"{short(r['tokens'])} of {short(r['of'])}" for r in running.values()],
+            "loss": pd.Series([r["loss"] for r in running.values()], dtype=float),
+        }
+    )
+
+
+def bar(label: str) -> Any:
+    return st.column_config.ProgressColumn(label, format="percent", min_value=0.0, max_value=1.0)
+
+
+def decimal(label: str, digits: int = 4) -> Any:
+    return st.column_config.NumberColumn(label, format=f"%.{digits}f")
+
+
+def significant(label: str, digits: int = 4) -> Any:
+    return st.column_config.NumberColumn(label, format=f"%.{digits}g")
+
+
+def verdict(check: dict[str, Any] | None, recommendation: dict[str, Any] | None) -> str:
+    """The forecast's fate in a few words."""
+    if check and check["measured"] is not None:
+        return f"{'inside' if check['inside'] else 'outside'} the interval"
+    return "diverged" if check else "not yet measured" if recommendation else "no forecast yet"

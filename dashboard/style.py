@@ -1,0 +1,113 @@
+"""How figures look: colours, numbers as people read them, and the frame that every figure has."""
+
+from __future__ import annotations
+
+import html
+import math
+import textwrap
+
+import plotly.graph_objects as go
+
+# Each has a contrast of at least 3 against white and against Streamlit's dark ground, and they stay apart for
+# red-green blind eyes; tests/test_figures.py computes both.  *derived*
+PALETTE = ("#0077BB", "#D55E00", "#009E73", "#CC79A7", "#808080", "#A67C00")
+SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star-triangle-down")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+NEUTRAL = "#808080"
+PHASES = {"warmup": "#CC79A7", "stable": "#808080", "decay": "#0077BB"}
+TITLE_WIDTH = 88  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
+UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+NATS = "loss (nats per token)"
+
+
+def colour(i: int) -> str:
+    return PALETTE[i % len(PALETTE)]
+
+
+def symbol(i: int) -> str:
+    return SYMBOLS[(i + i // len(PALETTE)) % len(SYMBOLS)]
+
+
+def short(x: float, digits: int = 3) -> str:
+    """A number as a person writes it.
+
+    >>> short(499712), short(1.247e9), short(0.0125), short(64)
+    ('500k', '1.25B', '0.0125', '64')
+    """
+    for size, unit in UNITS:
+        if abs(x) >= size * (1 - 0.5 * 10**-digits):
+            return f"{x / size:.{digits}g}{unit}"
+    return f"{x:.{digits}g}"
+
+
+def nats(x: float) -> str:
+    return f"{x:.4g}" if x >= 10 else f"{x:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(42.2), duration(125), duration(7300), duration(3 * 86400)
+    ('42 s', '2 min 5 s', '2 h 2 min', '3.0 days')
+    """
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60} s" if s % 60 else f"{s // 60} min"
+    return f"{s // 3600} h {s % 3600 // 60} min" if s < 2 * 86400 else f"{s / 86400:.1f} days"
+
+
+def money(cost: float, currency: str) -> str:
+    return f"{cost:,.2f} {currency}" if cost >= 0.1 or not cost else f"{cost:.2g} {currency}"
+
+
+def framed(fig: go.Figure, finding: str, read: str, height: int = 460) -> go.Figure:
+    """Gives a figure its frame: the finding as its title, how to read it, a legend below, a zoom that stays.
+
+    `read` is one sentence; it rides in `layout.meta` and is shown beneath the figure.
+    """
+    lines = textwrap.wrap(finding, TITLE_WIDTH) or [""]
+    fig.update_layout(
+        title={
+            "text": "<br>".join(html.escape(line) for line in lines),
+            "x": 0,
+            "xanchor": "left",
+            "font": {"size": 17},
+        },
+        meta={"finding": finding, "read": read},
+        height=height,
+        margin={"l": 70, "r": 20, "t": 46 + 24 * len(lines), "b": 60},
+        legend={"orientation": "h", "yanchor": "top", "y": -0.16 * 460 / height, "xanchor": "left", "x": 0},
+        hovermode="closest",
+        uirevision="kept",
+    )
+    return fig
+
+
+def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
+    """Tick marks of a log axis at 1, 2 and 5, in words; finer ones where that leaves fewer than three.
+
+    >>> log_ticks(0.003, 0.06)["ticktext"]
+    ['0.005', '0.01', '0.02', '0.05']
+    """
+    found: list[float] = []
+    for steps in (
+        (1.0,),
+        (1.0, 2.0, 5.0),
+        (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
+        tuple(i / 10 for i in range(10, 100)),
+    ):
+        decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+        found = [s * 10.0**d for d in decades for s in steps if low / 1.05 <= s * 10.0**d <= high * 1.05]
+        if len(found) >= 3:
+            break
+    every = math.ceil(len(found) / 8)
+    return {"tickvals": found[::every], "ticktext": [short(x) for x in found[::every]]}
+
+
+def log_axis(title: str, low: float, high: float) -> dict[str, object]:
+    """A log axis over positive values with a little room at both ends."""
+    room = max((high / low) ** 0.06, 1.05)
+    ends = [math.log10(low / room), math.log10(high * room)]
+    return {"type": "log", "title": {"text": title}, "range": ends, **log_ticks(low / room, high * room)}

@@ -1,0 +1,51 @@
+"""Whether a machine has what the tunnel needs: versions, cores, memory, disk, corpus, devices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tunnel import data
+from tunnel.errors import UserError
+from tunnel.study import Data
+
+NEEDED = ("torch", "transformers", "optuna", "ray", "scipy", "pandas", "pyarrow", "safetensors")
+OPTIONAL = ("streamlit", "plotly", "datasets", "tokenizers")
+LEAST_DISK, LEAST_MEMORY = 2e9, 4e9  # bytes; the demo's limit is 4 GB of memory (measured: see README)
+
+
+def examine() -> dict[str, Any]:
+    """Each check with what was found and whether it suffices; `ok` where every needed one does."""
+    checks = [line("python", platform.python_version(), platform.python_version_tuple() >= ("3", "11"))]
+    for name in (*NEEDED, *OPTIONAL):
+        found = installed(name)
+        checks.append(line(name, found or "missing", bool(found) or name in OPTIONAL))
+    checks.append(line("cores", str(os.cpu_count()), (os.cpu_count() or 1) >= 2))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    checks.append(line("memory", f"{memory / 1e9:.1f} GB", memory >= LEAST_MEMORY))
+    free = shutil.disk_usage(Path.cwd()).free
+    checks.append(line("free disk here", f"{free / 1e9:.1f} GB", free >= LEAST_DISK))
+    checks.append(corpus())
+    return {"checks": checks, "ok": all(c["ok"] for c in checks)}
+
+
+def line(check: str, found: str, ok: bool) -> dict[str, Any]:
+    return {"check": check, "found": found, "ok": ok}
+
+
+def installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def corpus() -> dict[str, Any]:
+    try:
+        return line("corpus stdlib", f"{len(data.files(Data()))} files", len(data.files(Data())) > 100)
+    except (UserError, OSError) as e:
+        return line("corpus stdlib", str(e), False)
