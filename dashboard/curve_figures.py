@@ -130,9 +130,11 @@ def multipliers(r: Any) -> tuple[np.ndarray, list[float]]:
 
 def shade(fig: go.Figure, rows: pd.DataFrame) -> None:
     """Warmup, stable and the decays as bands behind both panels."""
-    last, warmup = rows.iloc[-1], float(rows.iloc[0].warmup)
-    bands = [("warmup", 0.0, warmup), ("stable", warmup, float(last.decay_start))]
-    bands += [("decay", float(r.decay_start), float(r.D)) for _, r in rows.iterrows()]
+    warmup = float(rows.iloc[0].warmup)
+    bands, before = [("warmup", 0.0, warmup)], warmup
+    for start, end in zip(rows.decay_start.astype(float), rows.D.astype(float), strict=True):
+        bands += [("stable", before, start), ("decay", max(start, before), end)]
+        before = end
     for phase, start, end in bands:
         look = {
             "fillcolor": PHASES[phase],

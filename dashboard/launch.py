@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dashboard.style import PALETTE
 from tunnel.errors import UserError
 
 APP = Path(__file__).with_name("app.py")
@@ -31,6 +32,10 @@ def command(folder: Path, port: int = PORT, address: str = ADDRESS) -> list[str]
         "server.fileWatcherType": "none",
         "client.showErrorDetails": "none",
         "client.toolbarMode": "viewer",
+        "runner.magicEnabled": "false",
+        "theme.light.primaryColor": PALETTE[0],
+        "theme.dark.primaryColor": PALETTE[0],
+        "theme.paddingTop": "1rem",
         "browser.gatherUsageStats": "false",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]

@@ -14,10 +14,11 @@ PALETTE = ("#0077BB", "#D55E00", "#009E73", "#CC79A7", "#808080", "#A67C00")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star-triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 NEUTRAL = "#808080"
-PHASES = {"warmup": "#CC79A7", "stable": "#808080", "decay": "#0077BB"}
+PHASES = {"warmup": 0.42, "stable": 0.07, "decay": 0.22}  # opacity of the neutral band: colours belong to the forks
 TITLE_WIDTH = 88  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NATS = "loss (nats per token)"
+ROUND = ((1.0,), (2.0, 5.0), (1.5, 3.0, 4.0, 6.0, 8.0), tuple(i / 10 for i in range(11, 100)))  # ticks, roundest first
 
 
 def colour(i: int) -> str:
@@ -62,23 +63,21 @@ def money(cost: float, currency: str) -> str:
     return f"{cost:,.2f} {currency}" if cost >= 0.1 or not cost else f"{cost:.2g} {currency}"
 
 
-def framed(fig: go.Figure, finding: str, read: str, height: int = 460) -> go.Figure:
+def framed(fig: go.Figure, finding: str, read: str, height: int = 460, head: int = 0) -> go.Figure:
     """Gives a figure its frame: the finding as its title, how to read it, a legend below, a zoom that stays.
 
-    `read` is one sentence; it rides in `layout.meta` and is shown beneath the figure.
+    `read` is one sentence; it rides in `layout.meta` and is shown beneath the figure. `head`: pixels that the panels'
+    own titles take.
     """
     lines = textwrap.wrap(finding, TITLE_WIDTH) or [""]
+    text = "<br>".join(html.escape(line) for line in lines)
+    place = {"x": 0, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 8}}
     fig.update_layout(
-        title={
-            "text": "<br>".join(html.escape(line) for line in lines),
-            "x": 0,
-            "xanchor": "left",
-            "font": {"size": 17},
-        },
+        title={"text": text, "font": {"size": 17}, **place},
         meta={"finding": finding, "read": read},
         height=height,
-        margin={"l": 70, "r": 20, "t": 46 + 24 * len(lines), "b": 60},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.16 * 460 / height, "xanchor": "left", "x": 0},
+        margin={"l": 70, "r": 20, "t": 30 + 24 * len(lines) + head, "b": 110},
+        legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "xanchor": "left", "x": 0},
         hovermode="closest",
         uirevision="kept",
     )
@@ -86,24 +85,21 @@ def framed(fig: go.Figure, finding: str, read: str, height: int = 460) -> go.Fig
 
 
 def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
-    """Tick marks of a log axis at 1, 2 and 5, in words; finer ones where that leaves fewer than three.
+    """Tick marks of a log axis at round numbers that stand apart.
 
     >>> log_ticks(0.003, 0.06)["ticktext"]
-    ['0.005', '0.01', '0.02', '0.05']
+    ['0.003', '0.005', '0.01', '0.02', '0.05']
     """
+    decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
+    apart = math.log10(high / low) / 6
     found: list[float] = []
-    for steps in (
-        (1.0,),
-        (1.0, 2.0, 5.0),
-        (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0),
-        tuple(i / 10 for i in range(10, 100)),
-    ):
-        decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-        found = [s * 10.0**d for d in decades for s in steps if low / 1.05 <= s * 10.0**d <= high * 1.05]
-        if len(found) >= 3:
+    for steps in ROUND:
+        for x in (s * 10.0**d for d in decades for s in steps):
+            if low / 1.001 <= x <= high * 1.001 and all(abs(math.log10(x / y)) >= apart for y in found):
+                found.append(x)
+        if len(found) >= 4:
             break
-    every = math.ceil(len(found) / 8)
-    return {"tickvals": found[::every], "ticktext": [short(x) for x in found[::every]]}
+    return {"tickvals": sorted(found), "ticktext": [short(x) for x in sorted(found)]}
 
 
 def log_axis(title: str, low: float, high: float) -> dict[str, object]:

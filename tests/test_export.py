@@ -554,6 +554,16 @@ def test_force_replaces_a_bundle_and_only_that(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["b"]
 
 
+def test_a_link_to_a_bundle_is_not_followed(tmp_path: Path) -> None:
+    export(ONE, "json", tmp_path / "real")
+    before = content(tmp_path / "real")
+    (tmp_path / "b").symlink_to(tmp_path / "real")
+    with pytest.raises(UserError, match="symbolic link"):
+        export(changed(question="another"), "json", tmp_path / "b", force=True)
+    assert content(tmp_path / "real") == before
+    assert (tmp_path / "b").is_symlink()
+
+
 def test_force_does_not_reach_through_a_link_inside_the_old_bundle(tmp_path: Path) -> None:
     out, mine = tmp_path / "b", tmp_path / "mine"
     mine.write_text("mine")

@@ -86,16 +86,16 @@ def opened(data: Data, seq_len: int) -> Corpus:
     if not (folder / "meta.json").exists():
         build(data, folder)
     meta = json.loads((folder / "meta.json").read_text())
-    train, held_out = (
-        np.memmap(folder / f"{side}.bin", dtype=meta["dtype"], mode="r") for side in ("train", "held_out")
-    )
-    for side, tokens in (("train", train), ("held-out", held_out)):
-        if len(tokens) < seq_len + 1:
+    for side, tokens in meta["tokens"].items():
+        if tokens < seq_len + 1:
             raise UserError(
-                f"its {side} side has {len(tokens)} tokens, less than one sequence of {seq_len + 1}",
+                f"its {side.replace('_', '-')} side has {tokens} tokens, less than one sequence of {seq_len + 1}",
                 key="data.corpus",
                 value=data.corpus,
             )
+    train, held_out = (
+        np.memmap(folder / f"{side}.bin", dtype=meta["dtype"], mode="r") for side in ("train", "held_out")
+    )
     return Corpus(train, held_out, bytes_per_token=meta["bytes_per_token"], hash=folder.name)
 
 
@@ -115,10 +115,10 @@ def files(data: Data) -> list[tuple[str, Path]]:
         root = Path(sysconfig.get_paths()["stdlib"])
         found = [p for p in root.rglob("*.py") if not NOT_SOURCE & set(p.relative_to(root).parts)]
         return [(str(p.relative_to(root)), p) for p in sorted(found)]
-    paths = sorted({Path(p) for pattern in data.paths for p in glob.glob(pattern, recursive=True)})
+    paths = sorted({p for pattern in data.paths for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()})
     if not paths:
         raise UserError("no file of the corpus exists", key="data.paths", value=", ".join(data.paths))
-    return [(p.name, p) for p in paths if p.is_file()]
+    return [(p.name, p) for p in paths]
 
 
 def documents(data: Data) -> Iterator[Document]:
@@ -138,11 +138,14 @@ def read(name: str, path: Path, column: str) -> Iterator[Document]:
         import datasets
 
         kind = "json" if path.suffix == ".jsonl" else "parquet"
-        rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
-        for i, row in enumerate(rows):
-            if not isinstance(row.get(column), str):
-                raise UserError("has no text here", file=path, key=f"row {i}.{column}", choices=row)
-            yield f"{name}:{i}", row[column]
+        try:
+            rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
+            for i, row in enumerate(rows):
+                if not isinstance(row.get(column), str):
+                    raise UserError("has no text here", file=path, key=f"row {i}.{column}", choices=row)
+                yield f"{name}:{i}", row[column]
+        except (OSError, ValueError) as e:  # pyarrow's complaints are ValueErrors
+            raise UserError(f"cannot be read as {path.suffix[1:]}: {e}", file=path) from None
         return
     try:
         yield name, path.read_text(encoding="utf-8")

@@ -334,7 +334,7 @@ def parse(text: str, file: str | Path, *, small: bool = False) -> Study:
 
 
 def changes(before: Study, after: Study) -> str:
-    """The first key in which a revision does more than add (trials, rungs, seeds, shapes, stages); "" where it only adds."""
+    """The first key in which a revision does more than add trials, rungs, seeds, shapes or stages, or ""."""
     return first_change(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
 
 

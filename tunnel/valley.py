@@ -114,7 +114,7 @@ def surface(table: Mapping[str, Array], weight: Array | None = None, at: float |
         return Surface(rows, best, np.zeros(count), float(middle), 0.0, 0.0, False)
     turned = h > 0
     dip = -slope[turned] / (2 * h[turned])
-    near = h[turned] if at is None else h[turned] * PER_DOUBLING ** np.abs(np.log2(rows["D"][turned] / at))
+    near = h[turned] ** 2 if at is None else h[turned] ** 2 * PER_DOUBLING ** np.abs(np.log2(rows["D"][turned] / at))
     line = np.column_stack([np.ones(turned.sum()), n[first][turned], d[first][turned]])
     a, b, c = least_squares(line, np.clip(dip, x.min() - FAR, x.max() + FAR), near)
     lows = fit[:count] + np.where(turned, -(slope**2) / (4 * np.where(turned, h, 1.0)), 0.0)

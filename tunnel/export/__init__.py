@@ -103,7 +103,7 @@ def targets() -> list[dict[str, Any]]:
 
 
 def row(name: str, status: str, carries: list[str], cannot: list[str], reason: str) -> dict[str, Any]:
-    return {"name": name, "status": status, "carries": carries, "cannot_carry": cannot, "reason": reason}
+    return {"name": name, "status": status, "carries": carries, "cannot carry": cannot, "reason": reason}
 
 
 def export(

@@ -101,7 +101,7 @@ def stepped(wsd: dict[str, Any]) -> Callable[[int], float]:
 
     def multiplier(step: int) -> float:
         if step < warmup:
-            return step / warmup
+            return floor + (1 - floor) * step / warmup
         if step < start:
             return 1.0
         return floor + (1 - floor) * SHAPES[wsd["decay_type"]](min((step - start) / length, 1.0))

@@ -18,6 +18,7 @@ from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, take, usable_ro
 
 AXES = ("N", "D", "C")
 LEVELS = 8  # up to 8 distinct values are levels; more are binned by factors of 2 from the top; assumed
+QUESTIONS = 8  # lengths at which a form that holds at one D is asked, those with most readings; assumed
 CUTS = 4  # hold-outs per axis at most; assumed: a fourth window adds little to the third
 NEAR = 0.3  # decades: within a factor 2 of the fit an error does not grow, beyond it in proportion; assumed
 ONE_SIDED = (
@@ -144,7 +145,8 @@ def _questions(name: str, table: Table, cases: Array) -> list[Array]:
         return [cases] if len(cases) else []
     d = table["D"][cases]
     levels = np.searchsorted(_fit.distinct(d, 0.01), d, side="right")
-    return [cases[levels == level] for level in np.unique(levels)]
+    found, count = np.unique(levels, return_counts=True)
+    return [cases[levels == level] for level in np.sort(found[np.argsort(-count, kind="stable")[:QUESTIONS]])]
 
 
 def question(table: Table, targets: Table | None) -> str:
