@@ -24,8 +24,8 @@ def main() -> None:
     if not found:
         show.nothing(
             "There is no study here yet",
-            f"{show.plain(str(show.folder()))} has no folder with a study.toml. `tunnel run studies/quickstart.toml` makes one; "
-            "this page shows it as soon as you reload.",
+            f"{show.plain(str(show.folder()))} has no folder with a study.toml. "
+            "`tunnel run studies/quickstart.toml` makes one; reload this page to see it.",
         )
         return
     root = show.choose(found)

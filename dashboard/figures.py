@@ -1,6 +1,6 @@
 """The figures of what was searched: tables in, plotly figures out. Nothing here reads a file.
 
-Tables are `Store.readings` (contract 4's columns) and `Store.curve`; fits are DIR/fits/*.json.
+Tables are `Store.readings` (contract 4's columns); fits are DIR/fits/*.json.
 """
 
 from __future__ import annotations
@@ -19,10 +19,27 @@ from tunnel.space import DIMENSIONS
 
 COLUMNS = 3  # panels beside each other
 PANEL = 300  # pixels of a row of panels
+Place = dict[str, int]  # a panel's row and column
+RING = {"symbol": "circle-cross-open", "size": 12, "line": {"width": 2}}
+BAND = "fitted minimum, 90% interval"
 
 
 def shape_name(width: float, depth: float) -> str:
     return f"{int(width)}×{int(depth)}"
+
+
+def names_of(rows: pd.DataFrame) -> list[str]:
+    return [shape_name(w, d) for w, d in zip(rows.width, rows.depth, strict=True)]
+
+
+def least(rows: pd.DataFrame) -> pd.Series:
+    """The reading with the lowest loss."""
+    return rows.iloc[int(np.argmin(rows.loss.to_numpy(float)))]
+
+
+def best_of(rows: pd.DataFrame) -> str:
+    r = least(rows)
+    return f"{shape_name(r.width, r.depth)} at lr {r.lr:.3g}: {nats(r.loss)} nats per token"
 
 
 def legend_only(fig: go.Figure, name: str, **look: Any) -> None:
@@ -30,17 +47,18 @@ def legend_only(fig: go.Figure, name: str, **look: Any) -> None:
     fig.add_trace(go.Scatter(x=[None], y=[None], name=name, **look))
 
 
-def panels(titles: Sequence[str], **options: Any) -> tuple[go.Figure, list[dict[str, int]]]:
-    """A grid of panels, and each one's row and column."""
-    columns = min(COLUMNS, len(titles))
+def panels(titles: Sequence[str]) -> tuple[go.Figure, list[Place]]:
+    """A grid of panels with one range of losses, and each one's row and column."""
+    columns = 2 if len(titles) in (2, 4) else min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
-    gap = {"horizontal_spacing": 0.09 if columns > 1 else 0.0, "vertical_spacing": 0.28 / rows if rows > 1 else 0.0}
-    fig = make_subplots(rows=rows, cols=columns, subplot_titles=list(titles), **gap, **options)
+    gap = {"horizontal_spacing": 0.08, "vertical_spacing": 0.28 / rows}
+    fig = make_subplots(rows=rows, cols=columns, subplot_titles=list(titles), shared_yaxes="all", **gap)
     return fig, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(len(titles))]
 
 
-def tall(count: int) -> int:
-    return 150 + PANEL * math.ceil(count / COLUMNS)
+def framed_panels(fig: go.Figure, finding: str, read: str, places: Sequence[Place]) -> go.Figure:
+    fig.update_yaxes(title_text=NATS, col=1)
+    return framed(fig, finding, read, 170 + PANEL * places[-1]["row"], head=28)
 
 
 # valleys
@@ -51,71 +69,52 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None) -> go.
 
     `readings`: the finished readings of one stage, at least one.
     """
-    shapes = sorted(readings.groupby(["width", "depth"], sort=True).groups)
-    rungs = {d: i for i, d in enumerate(sorted(readings.D.unique()))}
-    fig, places = panels([shape_name(*s) for s in shapes], shared_yaxes="all")
+    shapes = sorted({(int(w), int(d)) for w, d in zip(readings.width, readings.depth, strict=True)})
+    rungs = {float(d): i for i, d in enumerate(sorted(readings.D.unique()))}
+    fig, places = panels([shape_name(*s) for s in shapes])
     for s, place in zip(shapes, places, strict=True):
         here = readings[(readings.width == s[0]) & (readings.depth == s[1])]
-        for d, rows in here.groupby("D"):
-            look = {"color": colour(rungs[d]), "symbol": symbol(rungs[d]), "size": 8}
-            fig.add_trace(
-                go.Scatter(x=rows.lr, y=rows.loss, mode="markers", marker=look, showlegend=False,
-                           legendgroup=str(d), hovertemplate=f"D {short(d)}<br>lr %{{x:.3g}}<br>loss %{{y:.4f}}<extra></extra>"),
-                **place,
-            )  # fmt: skip
+        for d, i in rungs.items():
+            rows = here[d == here.D]
+            over = f"D {short(d)}<br>lr %{{x:.3g}}<br>loss %{{y:.4f}}<extra></extra>"
+            mark = {"color": colour(i), "symbol": symbol(i), "size": 8}
+            look = {"mode": "markers", "marker": mark, "legendgroup": str(d), "showlegend": False}
+            fig.add_trace(go.Scatter(x=rows.lr, y=rows.loss, hovertemplate=over, **look), **place)
+    curved = bool(fit and fit["surface"]["curved"])
     for d, i in rungs.items():
         mark = {"color": colour(i), "symbol": symbol(i), "size": 8}
-        legend_only(
-            fig,
-            f"D = {short(d)} tokens",
-            legendgroup=str(d),
-            mode="markers+lines",
-            marker=mark,
-            line={"color": colour(i)},
-        )
-    curved = bool(fit and fit["surface"]["curved"])
+        look = {"mode": "markers+lines" if curved else "markers", "marker": mark, "line": {"color": colour(i)}}
+        legend_only(fig, f"D = {short(d)} tokens", legendgroup=str(d), **look)
     if fit and curved:
         fitted_valleys(fig, fit, dict(zip(shapes, places, strict=True)), rungs)
     fig.update_xaxes(**log_axis("lr (per step, at the base shape)", readings.lr.min(), readings.lr.max()))
-    fig.update_yaxes(title_text=NATS, col=1)
-    read = "Each panel is a shape and each colour a length of training D: a valley's lowest point is the best lr there"
-    read += (
-        "; lines are one fit to all readings, ringed crosses their minima."
-        if curved
-        else "; the minima are fitted when the ladder is done."
+    read = (
+        "each panel is a shape and each colour a length of training D, and a valley's lowest point is the best lr there"
     )
-    return framed(fig, valley_finding(readings, fit), read, tall(len(shapes)))
+    more = (
+        "; lines are one fit to all readings, ringed crosses its minima." if curved else "; the fit comes with the end."
+    )
+    return framed_panels(fig, valley_finding(readings, fit), read + more, places)
 
 
 def fitted_valleys(
-    fig: go.Figure, fit: Mapping[str, Any], places: Mapping[Any, dict[str, int]], rungs: Mapping[float, int]
+    fig: go.Figure, fit: Mapping[str, Any], places: Mapping[tuple[int, int], Place], rungs: Mapping[float, int]
 ) -> None:
     """Draws log loss = m + h·(log lr − log lr*)² per shape and rung, and its minimum."""
     for m in fit["minima"]:
         place, i = places.get((m["width"], m["depth"])), rungs.get(m["D"])
         if place is None or i is None:
             continue
+        look = {"legendgroup": str(m["D"]), "showlegend": False}
         lr = np.geomspace(min(*m["lrs"], m["lr"]), max(*m["lrs"], m["lr"]), 40)
         loss = m["loss"] * np.exp(fit["surface"]["h"] * (np.log(lr) - math.log(m["lr"])) ** 2)
         line = {"color": colour(i), "width": 1.5}
-        fig.add_trace(
-            go.Scatter(
-                x=lr, y=loss, mode="lines", line=line, showlegend=False, legendgroup=str(m["D"]), hoverinfo="skip"
-            ),
-            **place,
-        )
-        fig.add_trace(
-            go.Scatter(x=[m["lr"]], y=[m["loss"]], mode="markers", showlegend=False, legendgroup=str(m["D"]),
-                       marker={"symbol": "circle-cross-open", "size": 12, "color": colour(i), "line": {"width": 2}},
-                       hovertemplate="minimum<br>lr %{x:.3g}<br>loss %{y:.4f}<extra></extra>"),
-            **place,
-        )  # fmt: skip
-    legend_only(
-        fig,
-        "fitted minimum",
-        mode="markers",
-        marker={"symbol": "circle-cross-open", "size": 12, "color": NEUTRAL, "line": {"width": 2}},
-    )
+        fig.add_trace(go.Scatter(x=lr, y=loss, mode="lines", line=line, hoverinfo="skip", **look), **place)
+        over = "minimum<br>lr %{x:.3g}<br>loss %{y:.4f}<extra></extra>"
+        mark = {**RING, "color": colour(i)}
+        at = {"x": [m["lr"]], "y": [m["loss"]]}
+        fig.add_trace(go.Scatter(**at, mode="markers", marker=mark, hovertemplate=over, **look), **place)
+    legend_only(fig, "fitted minimum", mode="markers", marker={**RING, "color": NEUTRAL})
 
 
 def valley_finding(readings: pd.DataFrame, fit: Mapping[str, Any] | None) -> str:
@@ -124,24 +123,22 @@ def valley_finding(readings: pd.DataFrame, fit: Mapping[str, Any] | None) -> str
     if not fit["surface"]["curved"]:
         return "The fans show no minimum: their learning rates all lie on one side of the valley"
     d = fit["lr_drift"]
-    ends = {k: (d.get(f"{k}_low", d.get("low")), d.get(f"{k}_high", d.get("high"))) for k in "ND"}
-    moves = [movement(d[f"per_10x_{k}_octaves"], *ends[k], k) for k in "DN"]
+    moves = [movement(d[f"per_10x_{k}_octaves"], d.get(f"{k}_low"), d.get(f"{k}_high"), k) for k in "DN"]
     return f"The best learning rate {moves[0]} and {moves[1]}"
 
 
 def movement(octaves: float, low: float | None, high: float | None, along: str) -> str:
-    """How lr* moves, in words, no more sure than the interval."""
+    """How lr* moves, in words, no more sure than its interval.
+
+    >>> movement(-0.38, -0.44, -0.31, "D")
+    'falls by 0.38 octaves per tenfold D (0.31 to 0.44)'
+    """
     if low is None or high is None:
         return f"moves {octaves:+.2f} octaves per tenfold {along}"
     if low <= 0 <= high:
         return f"does not clearly move with {along} ({low:+.2f} to {high:+.2f} octaves per tenfold)"
     how, ends = ("falls", (-high, -low)) if octaves < 0 else ("rises", (low, high))
     return f"{how} by {abs(octaves):.2f} octaves per tenfold {along} ({ends[0]:.2f} to {ends[1]:.2f})"
-
-
-def best_of(readings: pd.DataFrame) -> str:
-    r = readings.loc[readings.loss.idxmin()]
-    return f"{shape_name(r.width, r.depth)} at lr {r.lr:.3g}: {nats(r.loss)} nats per token"
 
 
 # searches
@@ -152,80 +149,79 @@ def searched(readings: pd.DataFrame, axes: Sequence[str], evidence: Mapping[str,
 
     `readings`: a search's readings, diverged ones included, at least one of them finished.
     """
-    rows = readings[readings.status == "complete"]
-    lost = readings[readings.status == "diverged"]
-    top = rows.loss.max() + 0.06 * max(np.ptp(rows.loss), 0.01)
-    best = rows.loc[rows.loss.idxmin()]
-    fig, places = panels([DIMENSIONS[a].meaning for a in axes], shared_yaxes="all")
+    done, lost = (readings[readings.status == s] for s in ("complete", "diverged"))
+    top = done.loss.max() + 0.06 * max(float(np.ptp(done.loss)), 0.01)
+    best = least(done)
+    fig, places = panels([DIMENSIONS[a].meaning for a in axes])
     for i, (axis, place) in enumerate(zip(axes, places, strict=True)):
-        once = {"showlegend": i == 0}
-        over = f"{axis} %{{x:.4g}}<br>loss %{{y:.4f}}<extra></extra>"
-        add = lambda x, y, name, look, where=place, once=once, over=over: fig.add_trace(  # noqa: E731
-            go.Scatter(x=x, y=y, name=name, mode="markers", legendgroup=name, marker=look, hovertemplate=over, **once),
-            **where,
-        )
-        add(rows[axis], rows.loss, "finished trial", {"color": colour(0), "size": 8, "opacity": 0.75})
+        kinds: list[tuple[str, Any, Any, dict[str, Any]]] = [
+            ("finished trial", done[axis], done.loss, {"color": colour(0), "size": 8, "opacity": 0.75}),
+            ("best trial", [best[axis]], [best.loss], {"color": colour(2), "symbol": "star", "size": 14}),
+        ]
         if len(lost):
-            add(lost[axis], [top] * len(lost), "diverged (no loss)", {"color": colour(1), "symbol": "x", "size": 9})
-        add([best[axis]], [best.loss], "best trial", {"color": colour(2), "symbol": "star", "size": 14})
-        known = evidence.get(axis)
-        if known and known.get("low") is not None and "minimum" in known["source"]:
-            interval(fig, known, place, i == 0)
+            x = {"color": colour(1), "symbol": "x", "size": 9}
+            kinds.append(("diverged (has no loss: drawn on top)", lost[axis], [top] * len(lost), x))
+        for name, x, y, mark in kinds:
+            over = f"{axis} %{{x:.4g}}<br>loss %{{y:.4f}}<extra></extra>"
+            look = {"name": name, "legendgroup": name, "showlegend": i == 0, "mode": "markers", "marker": mark}
+            fig.add_trace(go.Scatter(x=x, y=y, hovertemplate=over, **look), **place)
         fig.update_xaxes(**setting_axis(axis, readings[axis]), **place)
-    fig.update_yaxes(title_text=NATS, col=1)
-    read = (
-        "Each dot is a trial, drawn once per panel against one of its settings; the lower a dot, the better the model"
-    )
-    read += ", and the shaded band is the 90% interval of the fitted minimum that was handed on." if evidence else "."
-    return framed(fig, search_finding(stage, best, axes, evidence), read, tall(len(axes)))
+    fitted = {a: known for a in axes if (known := evidence.get(a)) and "minimum" in str(known["source"])}
+    for i, (axis, known) in enumerate(fitted.items()):
+        interval(fig, known, places[list(axes).index(axis)], legend=i == 0)
+    read = "each dot is a trial, drawn once in every panel, and the lower a dot the better the model"
+    more = "; a band is the 90% interval of the fitted minimum that was handed on." if fitted else "."
+    return framed_panels(fig, search_finding(stage, best, axes, evidence), read + more, places)
 
 
-def interval(fig: go.Figure, known: Mapping[str, Any], place: Mapping[str, int], legend: bool) -> None:
+def interval(fig: go.Figure, known: Mapping[str, Any], place: Place, legend: bool) -> None:
     """A setting's fitted minimum as a line in its 90% band."""
-    name = "fitted minimum, 90% interval"
-    fig.add_vrect(x0=known["low"], x1=known["high"], fillcolor=colour(3), opacity=0.25, line_width=0, layer="below",
-                  name=name, showlegend=legend, legendgroup=name, **place)  # fmt: skip
+    look = {"fillcolor": colour(3), "opacity": 0.3, "line_width": 0, "layer": "below"}
+    said = {"name": BAND, "legendgroup": BAND, "showlegend": legend}
+    fig.add_vrect(x0=known["low"], x1=known["high"], **look, **said, **place)
     fig.add_vline(x=known["value"], line={"color": colour(3), "width": 2}, layer="below", **place)
 
 
 def setting_axis(axis: str, values: pd.Series) -> dict[str, Any]:
     unit = "tokens" if axis == "warmup" else DIMENSIONS[axis].unit
     title = f"{axis} ({unit})" if unit else axis
-    numeric = pd.api.types.is_numeric_dtype(values)
-    if numeric and DIMENSIONS[axis].kind == "float" and values.min() > 0:
+    if not pd.api.types.is_numeric_dtype(values):
+        return {"title": {"text": title}}
+    if DIMENSIONS[axis].kind == "float" and values.min() > 0:
         return log_axis(title, float(values.min()), float(values.max()))
-    return {"title": {"text": title}, **({"tickformat": "~s"} if numeric and values.max() >= 1e4 else {})}
+    whole = {"tickvals": sorted(values.unique())} if values.nunique() <= 8 else {"tickformat": "~s"}
+    return {"title": {"text": title}, **whole}
 
 
 def search_finding(stage: str, best: Any, axes: Sequence[str], evidence: Mapping[str, Any]) -> str:
-    fitted = [f"{a} {short(evidence[a]['value'])}" for a in axes if a in evidence]
-    if fitted:
-        return f"Stage {stage} hands on {', '.join(fitted)}; its best trial reached {nats(best.loss)} nats per token"
-    values = ", ".join(f"{a} {short(best[a]) if not isinstance(best[a], str) else best[a]}" for a in axes)
-    return f"Stage {stage}: the best trial so far reached {nats(best.loss)} nats per token at {values}"
+    said = lambda v: v if isinstance(v, str) else short(v)  # noqa: E731
+    handed = [f"{a} {said(evidence[a]['value'])}" for a in axes if a in evidence]
+    if handed:
+        return f"Stage {stage} hands on {', '.join(handed)}; its best trial reached {nats(best.loss)} nats per token"
+    values = ", ".join(f"{a} {said(best[a])}" for a in axes)
+    return f"Stage {stage}: the best trial reached {nats(best.loss)} nats per token at {values}"
 
 
 def aspect(readings: pd.DataFrame, stage: str) -> go.Figure:
     """Loss against width ÷ depth at equal FLOPs: narrow and deep to the left, wide and shallow to the right."""
-    rows = readings.assign(aspect=readings.width / readings.depth)
+    rows = readings.assign(aspect=readings.width / readings.depth, shape=names_of(readings))
     fig = go.Figure()
-    for i, (width, here) in enumerate(rows.groupby("width")):
-        names = [shape_name(w, d) for w, d in zip(here.width, here.depth, strict=True)]
-        fig.add_trace(
-            go.Scatter(x=here.aspect, y=here.loss, name=f"width {width} channels", mode="markers", customdata=here.lr, text=names,
-                       marker={"color": colour(i), "symbol": symbol(i), "size": 10},
-                       hovertemplate="%{text}<br>lr %{customdata:.3g}<br>loss %{y:.4f}<extra></extra>")
-        )  # fmt: skip
-    least = rows.loc[rows.groupby(["width", "depth"]).loss.idxmin()].sort_values("aspect")
-    fig.add_trace(
-        go.Scatter(x=least.aspect, y=least.loss, mode="lines+text", name="best of each shape", line={"color": NEUTRAL, "dash": "dot"},
-                   text=[shape_name(w, d) for w, d in zip(least.width, least.depth, strict=True)], textposition="bottom center",
-                   hoverinfo="skip")
-    )  # fmt: skip
-    best = rows.loc[rows.loss.idxmin()]
-    fig.update_xaxes(**log_axis("width ÷ depth (channels per layer)", rows.aspect.min(), rows.aspect.max()))
+    for i, width in enumerate(sorted(rows.width.unique())):
+        here = rows[rows.width == width]
+        mark = {"color": colour(i), "symbol": symbol(i), "size": 10}
+        over = "%{text}<br>lr %{customdata:.3g}<br>loss %{y:.4f}<extra></extra>"
+        look = {"mode": "markers", "marker": mark, "text": here["shape"], "customdata": here.lr, "hovertemplate": over}
+        fig.add_trace(go.Scatter(x=here.aspect, y=here.loss, name=f"width {width} channels", **look))
+    axis = log_axis("width ÷ depth (channels per layer)", rows.aspect.min(), rows.aspect.max())
+    for name in rows["shape"].unique():  # a shape is named once, at its best trial
+        r = least(rows[rows["shape"] == name])
+        fig.add_annotation(x=math.log10(r.aspect), y=r.loss, text=name, showarrow=False, yshift=-16)
+    fig.update_xaxes(**axis)
     fig.update_yaxes(title_text=NATS)
-    flops = float(rows.flops.median())
-    finding = f"Stage {stage}: at equal compute ({short(flops)}FLOP), {shape_name(best.width, best.depth)} does best, {nats(best.loss)} nats per token"
-    read = "Every model here cost the same FLOPs; left is narrow and deep, right wide and shallow, and the dotted line joins each shape's best trial."
+    best, flops = least(rows), float(rows.flops.median())
+    said = f"{best['shape']} reached the lowest loss, {nats(best.loss)} nats per token"
+    finding = f"Stage {stage}: at equal compute ({flops:.2g} FLOPs each), {said}"
+    read = (
+        "every model here cost the same FLOPs; left is narrow and deep, right is wide and shallow, and lower is better."
+    )
     return framed(fig, finding, read)

@@ -28,7 +28,18 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, UserError, SQLAlchemyErr
 KEPT = 512  # entries of each cache  *assumed*
 LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
 FIT = ("minima", "surface", "lr_drift", "laws", "chosen", "holdouts", "forecast", "curve")
-RECOMMENDATION = ("target", "settings", "groups", "forecast", "low", "high", "formula", "cautions", "rejected")
+RECOMMENDATION = (
+    "target",
+    "settings",
+    "groups",
+    "forecast",
+    "low",
+    "high",
+    "formula",
+    "cautions",
+    "rejected",
+    "compute_ratio",
+)
 CHECK = ("target", "forecast", "low", "high", "measured", "error_percent", "inside")
 
 Stamp = tuple[int, ...] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,6 @@ from dashboard.style import duration, nats, short
 
 EVERY = 2.0  # seconds between looks at a running sweep  *assumed*
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~:])")
-STATES = {
-    "complete": (":material/check_circle:", "complete"),
-    "running": (":material/play_circle:", "running"),
-    "interrupted": (":material/pause_circle:", "interrupted"),
-    "stopped": (":material/pause_circle:", "stopped"),
-    "not started": (":material/radio_button_unchecked:", "not started"),
-    "unknown": (":material/help:", "unknown"),
-}
 
 
 def folder() -> Path:
@@ -66,6 +59,13 @@ def figure(fig: go.Figure, key: str) -> None:
     st.caption(f"How to read this: {fig.layout.meta['read']}")
 
 
+def cards(values: Sequence[tuple[str, str, str | None]]) -> None:
+    """Label, value and help of a row of cards, all of one size."""
+    with st.grid(4, gap="small", min_column_width=190):
+        for label, value, about in values:
+            st.metric(label, value, help=about, border=True, height="stretch")
+
+
 def nothing(what: str, then: str) -> None:
     """A page's state before there is anything to show: what is missing, and what brings it."""
     with st.container(border=True):
@@ -89,7 +89,8 @@ def live(root: Path) -> None:
         return
     if not alive.running:
         st.info(
-            f"The sweep stopped {duration(alive.age)} ago in stage {plain(alive.progress['stage'])}; the same command goes on from there.",
+            f"The sweep stopped {duration(alive.age)} ago in stage {plain(alive.progress['stage'])}; "
+            "the same command goes on from there.",
             icon=":material/pause_circle:",
         )
         return
@@ -101,9 +102,7 @@ def strip(root: str, stage: str, finished: int) -> None:
     """Progress, ETA and the running trials; draws the page anew when a trial has finished, or the sweep has."""
     alive = load.alive(Path(root))
     if alive is None or not alive.running or (alive.progress["stage"], alive.progress["finished"]) != (stage, finished):
-        st.rerun(scope="app") if st.session_state.get("looked") else None
-    if alive is None:
-        return
+        st.rerun(scope="app")
     p = alive.progress
     left = f"about {duration(alive.left)} left of this stage" if alive.left is not None else "no pace yet"
     best = f" · best {nats(p['best'])} nats per token" if p.get("best") is not None else ""

@@ -151,11 +151,12 @@ def test_seeds_vary_the_start_and_settings_do_not(corpus: data.Corpus, changed: 
 # divergence
 
 
+@pytest.mark.parametrize("lr", [3.0, 1e3])
 @pytest.mark.parametrize("steps", [(30, 6), (6, 2)], ids=["long", "shorter than a look"])
 def test_a_hopeless_rate_is_recorded_and_raises_nothing(
-    tmp_path: Any, corpus: data.Corpus, steps: tuple[int, int]
+    tmp_path: Any, corpus: data.Corpus, lr: float, steps: tuple[int, int]
 ) -> None:
-    trunk = trunk_spec(lr=1e3, warmup=0)
+    trunk = trunk_spec(lr=lr, warmup=0)
     runs = (run_spec(trunk, steps[0] - 2, 2), run_spec(trunk, *steps))
     records = [
         e for e in forks.grow(Trial(stage="s", number=0, runs=runs), Store(tmp_path), corpus) if isinstance(e, Record)

@@ -131,8 +131,7 @@ class Store:
 
         folders = sorted((p for p in self.path("trunks", trunk).glob("[0-9]*") if int(p.name) <= up_to), reverse=True)
         for folder in folders:
-            manifest = read_json(folder / "manifest.json", {})
-            if manifest and all((folder / n).exists() and file_hash(folder / n) == h for n, h in manifest.items()):
+            if intact(folder):
                 return load_file(folder / "state.safetensors"), json.loads((folder / "meta.json").read_text())
             shutil.rmtree(folder, ignore_errors=True)  # it would be refused again, and its place is wanted
         return None
@@ -219,6 +218,15 @@ def alive(driver: dict[str, Any]) -> bool:
     except PermissionError:
         return True
     return driver["pid"] != os.getpid()
+
+
+def intact(folder: Path) -> bool:
+    """Whether a checkpoint's files are what its manifest says."""
+    try:
+        manifest = read_json(folder / "manifest.json", {})
+    except ValueError:  # no JSON, or no text
+        return False
+    return bool(manifest) and all((folder / n).exists() and file_hash(folder / n) == h for n, h in manifest.items())
 
 
 def file_hash(path: Path) -> str:

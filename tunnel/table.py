@@ -257,7 +257,7 @@ def _forecasts(
     parts: list[object] = []
     groups = (
         [np.flatnonzero(targets["D"] == d) for d in np.unique(targets["D"])]
-        if name == "size"
+        if laws.holds_at_one_d(name)
         else [np.arange(count)]
     )
     for group in groups:
@@ -265,7 +265,7 @@ def _forecasts(
         why = module.answers(table, asked)
         if why:
             cautions.append(f"{name}: {why}")
-            if name == "size":
+            if laws.holds_at_one_d(name):
                 continue  # it has no rows at this D; the others answer outside their warrant, and say so
         axis = backtest.question(table, asked)
         forecast = intervals.forecast(

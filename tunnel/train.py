@@ -20,9 +20,7 @@ from tunnel.families import Arrays
 from tunnel.run import TrunkSpec
 
 CHECK_EVERY = 10  # steps between looks for divergence: a look waits for the device
-HOPELESS = (
-    2.0  # × log(vocab), the loss of a uniform guess: a smoothed loss above it, after warmup, has diverged  *assumed*
-)
+HOPELESS = 2.0  # × log(vocab), the loss of a uniform guess: above it, after warmup, a run has diverged  *assumed*
 EVAL_BATCH = 32  # sequences
 
 
@@ -51,6 +49,7 @@ class Trained:
         )
         self.parameters = [p for g in self.groups for p in g["params"]]
         self.smoothed = torch.zeros((), device=self.device)
+        self.hopeless = HOPELESS * math.log(trunk.body.vocab)
 
     @property
     def steps(self) -> int:
@@ -81,9 +80,7 @@ class Trained:
         smoothed = self.smoothed.item()
         self.rows.append((self.tokens, smoothed, multiplier, norm.item()))
         warm = self.tokens > self.trunk.settings.warmup
-        return math.isfinite(smoothed + norm.item()) and not (
-            warm and smoothed > HOPELESS * math.log(self.trunk.body.vocab)
-        )
+        return math.isfinite(smoothed + norm.item()) and not (warm and smoothed > self.hopeless)
 
     def loss(self, sequences: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
         """Next-token cross-entropy in nats: mean or sum over the tokens."""
@@ -92,12 +89,14 @@ class Trained:
 
     @torch.no_grad()
     def evaluate(self) -> float:
+        """Held-out loss in nats per token; inf where it is hopeless: a short run ends between two looks."""
         body, source = self.trunk.body, self.trunk.source
         sequences = torch.from_numpy(self.corpus.evaluation(source.eval_tokens, body.seq_len)).to(self.device)
         self.model.eval()
         total = sum(self.loss(part, "sum").item() for part in sequences.split(EVAL_BATCH))
         self.model.train()
-        return total / (len(sequences) * body.seq_len)
+        loss = total / (len(sequences) * body.seq_len)
+        return loss if loss <= self.hopeless else math.inf
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays = {f"model.{k}": v.detach().cpu().numpy() for k, v in self.model.named_parameters()}

@@ -16,6 +16,8 @@ Array = np.ndarray
 NEAR = 0.05  # of log loss: a reading's weight falls by e for each of these above the best  *assumed*
 PER_DOUBLING = 0.25  # a reading's weight falls to this with every doubling of D away from the rung asked  *assumed*
 FAR = 0.7  # of log lr, one octave: no cell's minimum is believed farther outside the fan  *assumed*
+QUIET = 1e-4  # of log loss: no valley is believed to be read more finely  *assumed*
+DRIFT = 0.1  # of log lr* per log N: a rule claims 0, and readings must overrule it  *assumed*
 DRAWS = 400  # of the bootstrap
 SURE = 0.8  # of the draws must be curved before a minimum is believed  *assumed*
 QUANTILES = (0.05, 0.95)  # a 90% interval
@@ -106,17 +108,22 @@ def surface(table: Mapping[str, Array], weight: Array | None = None, at: float |
     x, middle = x - x.mean(), x.mean()
     n, d = n - n.mean(), d - d.mean()
     dummies = (cell[:, None] == np.arange(count)).astype(float)
-    fit = least_squares(np.column_stack([dummies, x**2, x**2 * n, x, x * n, x * d]), y, weight)
+    design = np.column_stack([dummies, x**2, x**2 * n, x, x * n, x * d])
+    fit = least_squares(design, y, weight)
     q, q_n, p, p_n, p_d = fit[count:]
+    left = weight * (y - design @ fit) ** 2
+    noise = max(np.sqrt(left.sum() / weight.sum() * len(y) / max(len(y) - len(fit), 1)), QUIET)
     first = np.array([int(np.argmax(cell == i)) for i in range(count)])
     h, slope = q + q_n * n[first], p + p_n * n[first] + p_d * d[first]
     if not ((h > 0).any() and np.ptp(x) > 1e-9 and len(y) > count):
         return Surface(rows, best, np.zeros(count), float(middle), 0.0, 0.0, False)
     turned = h > 0
-    dip = -slope[turned] / (2 * h[turned])
-    near = h[turned] ** 2 if at is None else h[turned] ** 2 * PER_DOUBLING ** np.abs(np.log2(rows["D"][turned] / at))
+    dip = np.clip(-slope[turned] / (2 * h[turned]), x.min() - FAR, x.max() + FAR)
+    sure = (2 * h[turned] * x.std() / noise) ** 2  # one over the variance of a cell's minimum
+    if at is not None:
+        sure = sure * PER_DOUBLING ** np.abs(np.log2(rows["D"][turned] / at))
     line = np.column_stack([np.ones(turned.sum()), n[first][turned], d[first][turned]])
-    a, b, c = least_squares(line, np.clip(dip, x.min() - FAR, x.max() + FAR), near)
+    a, b, c = least_squares(np.vstack([line, [0, 1, 0]]), np.append(dip, 0.0), np.append(sure, DRIFT**-2))
     lows = fit[:count] + np.where(turned, -(slope**2) / (4 * np.where(turned, h, 1.0)), 0.0)
     a += middle - b * np.log(table["N"]).mean() - c * np.log(table["D"]).mean()
     return Surface(rows, np.where(turned, lows, best), np.maximum(h, 0.0), float(a), float(b), float(c), True)

@@ -41,7 +41,8 @@ def page(seen: load.Opened) -> None:
         n = len(seen.complete[seen.complete.stage == ladder]) if (ladder := ladder_of(seen)) else 0
         show.nothing(
             "No law is fitted yet",
-            f"The ladder has {n} reading{'s' * (n != 1)} so far. `tunnel fit {show.plain(seen.root.name)}`, or `tunnel recommend`, fits it when it is done.",
+            f"The ladder has {n} reading{'s' * (n != 1)} so far. `tunnel fit`, or `tunnel recommend`, "
+            "fits it when it is done.",
         )
         return
     show.figure(law_figures.law(fit, seen.check), "law")

@@ -13,39 +13,37 @@ from dashboard.style import duration, money, nats, short
 
 
 def cards(seen: load.Opened, status: dict[str, Any] | None) -> None:
-    icon, word = show.STATES[show.state_of(status, load.alive(seen.root))]
+    """State and cost, then the losses: expected and measured."""
     told, check, done = seen.recommendation, seen.check, seen.complete
-    with st.container(horizontal=True):
-        st.metric("State", word, icon=icon, border=True)
-        if status:
-            t = status["trials"]
-            finished = t["complete"] + t["pruned"] + t["diverged"]
-            rest = [f"{t[k]} {k}" for k in ("pruned", "diverged", "failed", "running") if t[k]]
-            st.metric("Trials", f"{finished} of {t['planned']}", border=True, help=", ".join(rest) or None)
-        st.metric("Finished models (readings)", len(done), border=True)
-        if status:
-            tokens = status["tokens"]
-            share = f"{tokens['trained'] / tokens['from_scratch']:.0%}" if tokens["from_scratch"] else "–"
-            st.metric("Tokens trained", short(tokens["trained"]), border=True)
-            st.metric("… of what they take from scratch", share, border=True, help="Forks share their trunk's tokens.")
-            st.metric("Trial time spent", duration(status["seconds"]), border=True)
-            st.metric(
-                "Cost", money(status["cost"], status["currency"]), border=True, help="Trial time at the study's price."
-            )
-            if status["eta_seconds"]:
-                st.metric(
-                    "Trial time left",
-                    duration(status["eta_seconds"]),
-                    border=True,
-                    help="All stages, at the pace so far.",
-                )
-    with st.container(horizontal=True):
-        st.metric("Best loss of a proxy (nats per token)", nats(done.loss.min()) if len(done) else "–", border=True)
-        st.metric("Forecast for the target", nats(told["forecast"]) if told else "–", border=True)
-        st.metric("… 90% interval", f"{nats(told['low'])} to {nats(told['high'])}" if told else "–", border=True)
-        measured = check["measured"] if check else None
-        st.metric("Measured", nats(measured) if measured is not None else "–", border=True)
-        st.metric("Verdict", show.verdict(check, told), border=True)
+    state, finished = show.state_of(status, load.alive(seen.root)), "–"
+    tokens, shared, spent, cost = "–", "–", "–", "–"
+    if status:
+        t, k = status["trials"], status["tokens"]
+        finished = f"{t['complete'] + t['pruned'] + t['diverged']} of {t['planned']}"
+        tokens, spent = short(k["trained"]), duration(status["seconds"])
+        shared = f"{k['trained'] / k['from_scratch']:.0%}" if k["from_scratch"] else "–"
+        cost = money(status["cost"], status["currency"])
+    measured = check["measured"] if check else None
+    show.cards(
+        [
+            ("State", state, None),
+            ("Finished trials", finished, "One candidate at one seed: a trunk with its forks."),
+            ("Finished models", str(len(done)), "Readings: every decay forked off a trunk ends in one."),
+            ("Best proxy (nats per token)", nats(done.loss.min()) if len(done) else "–", None),
+            ("Tokens trained", tokens, None),
+            (
+                "Share of from scratch",
+                shared,
+                "Tokens trained, of those that the same models take without shared trunks.",
+            ),
+            ("Trial time", spent, "Summed over trials, which run beside each other."),
+            ("Cost", cost, "Trial time at the study's price."),
+            ("Forecast (nats per token)", nats(told["forecast"]) if told else "–", "Of the target's loss."),
+            ("90% interval", f"{nats(told['low'])} to {nats(told['high'])}" if told else "–", None),
+            ("Measured (nats per token)", nats(measured) if measured is not None else "–", "The target's loss."),
+            ("Verdict", show.verdict(check, told), None),
+        ]
+    )
 
 
 def stages(status: dict[str, Any]) -> None:
@@ -64,7 +62,7 @@ def row(name: str, root: Path) -> dict[str, Any]:
         "study": name,
         "state": show.state_of(status, load.alive(root)),
         "readings": len(seen.complete),
-        "best": float(seen.complete.loss.min()) if len(seen.complete) else None,
+        "best proxy": float(seen.complete.loss.min()) if len(seen.complete) else None,
         "forecast": told["forecast"] if told else None,
         "measured": check["measured"] if check else None,
         "error": check["error_percent"] if check else None,
@@ -88,15 +86,10 @@ def page(seen: load.Opened) -> None:
         stages(status)
     st.subheader("All studies here")
     table = pd.DataFrame([row(name, root) for name, root in load.studies(show.folder()).items()])
-    numbers = {
-        k: show.decimal(f"{label} (nats per token)")
-        for k, label in (("best", "best proxy"), ("forecast", "forecast"), ("measured", "measured"))
-    }
-    st.dataframe(
-        table,
-        hide_index=True,
-        column_config={**numbers, "error": st.column_config.NumberColumn("error (%)", format="%+.2f")},
-    )
+    numbers = {k: show.decimal(k) for k in ("best proxy", "forecast", "measured")}
+    error = st.column_config.NumberColumn("error (%)", format="%+.2f")
+    st.dataframe(table, hide_index=True, placeholder="–", column_config={**numbers, "error": error})
+    st.caption("How to read this: losses are in nats per token; error is forecast ÷ measured − 1.")
 
 
 page(show.opened())

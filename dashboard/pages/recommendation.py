@@ -60,21 +60,21 @@ def settings(told: dict[str, Any]) -> pd.DataFrame:
 
 
 def cards(told: dict[str, Any]) -> None:
-    t = told["target"]
-    with st.container(horizontal=True):
-        st.metric("Target", str(t["name"]), border=True)
-        st.metric("Shape (width × depth)", f"{t['width']}×{t['depth']}", border=True)
-        st.metric("N (parameters)", short(t["N"]), border=True)
-        st.metric("D (tokens)", short(t["tokens"]), border=True)
-        st.metric("Compute, × largest reading", f"{told.get('compute_ratio', float('nan')):.3g}", border=True)
-        st.metric("Time", duration(t["seconds"]), border=True, help="At the pace of the largest proxies.")
-        st.metric("Cost", money(t["cost"], t["currency"]), border=True)
-    with st.container(horizontal=True):
-        st.metric("Forecast (nats per token)", nats(told["forecast"]), border=True)
-        st.metric("90% interval", f"{nats(told['low'])} to {nats(told['high'])}", border=True)
-        registered = told.get("registered")
-        when = datetime.fromisoformat(registered).strftime("%Y-%m-%d %H:%M:%S UTC") if registered else "not registered"
-        st.metric("Registered", when, border=True, help="Written to forecasts.jsonl before the target's first step.")
+    t, registered = told["target"], told.get("registered")
+    when = datetime.fromisoformat(registered).strftime("%Y-%m-%d %H:%M:%S UTC") if registered else "never"
+    show.cards(
+        [
+            ("Target", str(t["name"]), None),
+            ("N (parameters)", short(t["N"]), f"Non-embedding, {t['width']}×{t['depth']}."),
+            ("D (tokens)", short(t["tokens"]), None),
+            ("C ÷ largest reading's", f"{told['compute_ratio']:.3g}", "How far beyond the proxies the target lies."),
+            ("Forecast (nats per token)", nats(told["forecast"]), f"Registered: {when}"),
+            ("90% interval", f"{nats(told['low'])} to {nats(told['high'])}", None),
+            ("Time", duration(t["seconds"]), "At the pace of the largest proxies."),
+            ("Cost", money(t["cost"], t["currency"]), None),
+        ]
+    )
+    st.caption(f"Forecast registered: {when}")
 
 
 def downloads(root: Path) -> None:
@@ -110,7 +110,7 @@ def page(seen: load.Opened) -> None:
     if told is None:
         show.nothing(
             "There is no recommendation yet",
-            "`tunnel recommend` makes it from the finished ladder, and registers its forecast before the target starts.",
+            "`tunnel recommend` makes it from the finished ladder, and registers its forecast before the target.",
         )
         return
     cards(told)
@@ -123,7 +123,8 @@ def page(seen: load.Opened) -> None:
     st.subheader("Settings")
     st.dataframe(settings(told), hide_index=True, height="content")
     st.caption(
-        "How to read this: an interval is where 90% of the resampled readings put the best value; exact means set by the study or derived by the rule."
+        "How to read this: an interval is where 90% of the resampled readings put the best value; "
+        "exact means set by the study, or derived by the rule."
     )
     st.subheader("Optimizer groups")
     numbers = {

@@ -41,7 +41,10 @@ def page(seen: load.Opened) -> None:
         show.nothing("The study's question cannot be read", "The folder has no whole study.toml.")
     for stage in sorted(stages, key=lambda s: s.kind == "search"):  # the ladder first: it is what the law rests on
         st.subheader(f"Stage {show.plain(stage.name)}")
-        search(seen, stage) if stage.kind == "search" else ladder(seen, stage)
+        if stage.kind == "search":
+            search(seen, stage)
+        else:
+            ladder(seen, stage)
 
 
 page(show.opened())

@@ -65,6 +65,11 @@ def get(name: str) -> ModuleType:
     return importlib.import_module(f"{__name__}.{name}")
 
 
+def holds_at_one_d(name: str) -> bool:
+    """Whether a law answers only for targets of one D, from the rows at that D (the law says ONE_D = True)."""
+    return getattr(get(name), "ONE_D", False)
+
+
 def columns(table: Mapping[str, object]) -> dict[str, Array]:
     """The table as float64 columns of one length, with C = 6ND (derived: forward 2, backward 4) where there
     is none.

@@ -141,7 +141,7 @@ def misses(name: str, table: Table, fold: Holdout, cases: Array, delta: float = 
 
 def _questions(name: str, table: Table, cases: Array) -> list[Array]:
     """The cases as groups that one fit of the law answers."""
-    if name != "size":
+    if not laws.holds_at_one_d(name):
         return [cases] if len(cases) else []
     d = table["D"][cases]
     levels = np.searchsorted(_fit.distinct(d, 0.01), d, side="right")
@@ -201,8 +201,7 @@ def choose(table: Table, targets: Table | None = None, delta: float = DELTA) -> 
 def _needs_targets(name: str) -> str:
     return {
         "frontier": "it answers only for targets on the readings' own N-D path, and none are given",
-        "size": "it holds at one D, and no target names it",
-    }.get(name, "")
+    }.get(name, "it holds at one D, and no target names it" if laws.holds_at_one_d(name) else "")
 
 
 def _cases(
@@ -210,7 +209,7 @@ def _cases(
 ) -> Array:
     """The held-out rows like the targets: near their D for size, the best of their budgets for frontier."""
     cases = fold.test
-    if "size" in able and targets is not None and fold.axis != "D":
+    if any(map(laws.holds_at_one_d, able)) and targets is not None and fold.axis != "D":
         ratio = np.abs(np.log(table["D"][cases] / targets["D"][0]))
         cases = cases[ratio <= np.log(near * 1.01)]
     if "frontier" in able:
@@ -249,6 +248,12 @@ def score(found: tuple[Miss, ...]) -> float:
     return float(np.sqrt(np.mean([np.mean(v) for v in folds.values()]))) if folds else float("nan")
 
 
+def free(name: str) -> int:
+    """The parameters that readings alone must decide."""
+    law = laws.get(name)
+    return getattr(law, "FREE", len(law.PARAMS))
+
+
 def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, str]) -> Choice:
     """The lowest score, unless a form with fewer parameters is nearly as good."""
     able = list(found)
@@ -257,7 +262,7 @@ def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, s
     margin = 1 + 1 / folds
     lowest = min(max(value, ALIKE) for value in scores.values())
     level = [n for n in able if scores[n] <= margin * lowest]  # none of them is clearly better
-    best = min(level, key=lambda n: (len(laws.get(n).PARAMS), max(scores[n], ALIKE)))
+    best = min(level, key=lambda n: (free(n), max(scores[n], ALIKE)))
     cases = len(found[best])
     what = {"all": "all hold-outs"}.get(axis, f"the hold-outs by {axis}")
     for name in (n for n in able if n != best):

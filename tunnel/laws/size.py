@@ -15,6 +15,7 @@ import numpy as np
 from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, take, usable_rows
 
 KIND = "loss"
+ONE_D = True
 FORM = _fit.Form("size", (("N", "A", "a"),), floor=False)
 COLUMNS = ("N", "D", "loss")
 PARAMS = FORM.params
