@@ -37,8 +37,8 @@ def main() -> int:
         width = 50 * (check["high"] - check["low"]) / check["forecast"]
         rows.append((seed, told, check, width))
         print(
-            f"seed {seed}: law {told['law']}, lr {told['settings']['lr']['value']:.4g}, forecast {check['forecast']:.4f}, "
-            f"measured {check['measured']:.4f}, error {check['error_percent']:+.2f}%, interval ±{width:.1f}%, "
+            f"seed {seed}: law {told['law']}, lr {told['settings']['lr']['value']:.4g}, "
+            f"forecast {check['forecast']:.4f}, measured {check['measured']:.4f}, error {check['error_percent']:+.2f}%, interval ±{width:.1f}%, "
             f"{'inside' if check['inside'] else 'outside'}, {time.monotonic() - began:.0f} s",
             flush=True,
         )

@@ -58,9 +58,7 @@ def main() -> int:
     for name, value, limit, style in checks:
         verdict = "" if limit is None else "reached" if value <= limit else "MISSED"
         missed += verdict == "MISSED"
-        print(
-            f"{name:24} {style.format(value):>18}   asked {limit if limit is not None else '-':<14} {verdict}"
-        )
+        print(f"{name:24} {style.format(value):>18}   asked {limit if limit is not None else '-':<14} {verdict}")
     return 1 if missed else 0
 
 

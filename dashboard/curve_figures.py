@@ -109,8 +109,8 @@ def joined(trunk: pd.DataFrame | None, fork: pd.DataFrame | None, start: float) 
 def multipliers(r: Any) -> tuple[np.ndarray, list[float]]:
     """A run's lr multiplier by the schedule itself, from 0 tokens to D."""
     start, length = int(r.decay_start), int(r.D - r.decay_start)
-    corners = [np.linspace(0, max(r.warmup, 1), 20), [start], start + length * np.linspace(0, 1, 60) ** 2]
-    at = np.unique(np.concatenate(corners).astype(int))
+    risen, fallen = np.linspace(0, max(r.warmup, 1), 20), start + length * np.linspace(0, 1, 60) ** 2
+    at = np.unique(np.concatenate([risen, fallen]).astype(int))
     args = (int(r.batch_tokens), int(r.warmup), start, length, r.decay_shape, float(r.min_ratio))
     return at, [schedule.multiplier(int(t), *args) for t in at]
 
@@ -126,14 +126,14 @@ def shade(fig: go.Figure, rows: pd.DataFrame) -> None:
         look = {"fillcolor": NEUTRAL, "opacity": PHASES[phase], "line_width": 0, "layer": "below"}
         fig.add_vrect(x0=start, x1=end, row="all", col=1, **look)
     for phase, opacity in PHASES.items():
-        mark = {"symbol": "square", "size": 14, "color": NEUTRAL, "opacity": opacity, "line": {"width": 1}}
+        mark = {"symbol": "square", "size": 14, "color": NEUTRAL, "opacity": opacity}
         legend_only(fig, f"phase: {phase}", mode="markers", marker=mark)
 
 
 def sight(*curves: pd.DataFrame | None, ends: Sequence[float] | pd.Series = ()) -> list[float] | None:
     """The losses worth seeing, as an axis' range; None where there are too few to say."""
-    found = [list(c.loss) for c in curves if c is not None and len(c)]
-    seen = np.array([*(x for c in found for x in c), *ends], float)
+    losses = [x for c in curves if c is not None for x in c.loss]
+    seen = np.array([*losses, *ends], float)
     seen = seen[np.isfinite(seen)]
     if len(seen) < 5:
         return None

@@ -21,6 +21,7 @@ COLUMNS = 3  # panels beside each other
 PANEL = 300  # pixels of a row of panels
 Place = dict[str, int]  # a panel's row and column
 RING = {"symbol": "circle-cross-open", "size": 12, "line": {"width": 2}}
+ABOVE = "loss above the valley's minimum (%)"
 BAND = "fitted minimum, 90% interval"
 
 
@@ -51,24 +52,27 @@ def panels(titles: Sequence[str]) -> tuple[go.Figure, list[Place]]:
     """A grid of panels with one range of losses, and each one's row and column."""
     columns = 2 if len(titles) in (2, 4) else min(COLUMNS, len(titles))
     rows = math.ceil(len(titles) / columns)
-    gap = {"horizontal_spacing": 0.08, "vertical_spacing": 0.28 / rows}
+    gap = {"horizontal_spacing": 0.08, "vertical_spacing": 0.34 / rows}
     fig = make_subplots(rows=rows, cols=columns, subplot_titles=list(titles), shared_yaxes="all", **gap)
     return fig, [{"row": i // columns + 1, "col": i % columns + 1} for i in range(len(titles))]
 
 
-def framed_panels(fig: go.Figure, finding: str, read: str, places: Sequence[Place]) -> go.Figure:
-    fig.update_yaxes(title_text=NATS, col=1)
+def framed_panels(fig: go.Figure, finding: str, read: str, places: Sequence[Place], unit: str = NATS) -> go.Figure:
+    fig.update_yaxes(title_text=unit, col=1)
     return framed(fig, finding, read, 170 + PANEL * places[-1]["row"], head=28)
 
 
 # valleys
 
 
-def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None) -> go.Figure:
+def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None, relative: bool = False) -> go.Figure:
     """Loss against lr, a panel per shape and a colour per rung; with the joint fit's valleys where there is one.
 
-    `readings`: the finished readings of one stage, at least one.
+    `readings`: the finished readings of one stage, at least one. `relative`: percent above each valley's own minimum.
     """
+    curved = bool(fit and fit["surface"]["curved"])
+    if relative and fit and curved:
+        readings, fit = above_minimum(readings, fit)
     shapes = sorted({(int(w), int(d)) for w, d in zip(readings.width, readings.depth, strict=True)})
     rungs = {float(d): i for i, d in enumerate(sorted(readings.D.unique()))}
     fig, places = panels([shape_name(*s) for s in shapes])
@@ -80,7 +84,6 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None) -> go.
             mark = {"color": colour(i), "symbol": symbol(i), "size": 8}
             look = {"mode": "markers", "marker": mark, "legendgroup": str(d), "showlegend": False}
             fig.add_trace(go.Scatter(x=rows.lr, y=rows.loss, hovertemplate=over, **look), **place)
-    curved = bool(fit and fit["surface"]["curved"])
     for d, i in rungs.items():
         mark = {"color": colour(i), "symbol": symbol(i), "size": 8}
         look = {"mode": "markers+lines" if curved else "markers", "marker": mark, "line": {"color": colour(i)}}
@@ -94,7 +97,16 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None) -> go.
     more = (
         "; lines are one fit to all readings, ringed crosses its minima." if curved else "; the fit comes with the end."
     )
-    return framed_panels(fig, valley_finding(readings, fit), read + more, places)
+    unit = ABOVE if relative and curved else NATS
+    return framed_panels(fig, valley_finding(readings, fit), read + more, places, unit)
+
+
+def above_minimum(readings: pd.DataFrame, fit: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Both with percent above each cell's fitted minimum instead of losses; readings without a cell are left out."""
+    lows = {(m["width"], m["depth"], m["D"]): m["loss"] for m in fit["minima"]}
+    low = [lows.get(k, math.nan) for k in zip(readings.width, readings.depth, readings.D, strict=True)]
+    rows = readings.assign(loss=100 * (readings.loss / np.array(low) - 1))
+    return rows[rows.loss.notna()], {**fit, "minima": [{**m, "loss": 0.0, "scale": 100.0} for m in fit["minima"]]}
 
 
 def fitted_valleys(
@@ -107,7 +119,8 @@ def fitted_valleys(
             continue
         look = {"legendgroup": str(m["D"]), "showlegend": False}
         lr = np.geomspace(min(*m["lrs"], m["lr"]), max(*m["lrs"], m["lr"]), 40)
-        loss = m["loss"] * np.exp(fit["surface"]["h"] * (np.log(lr) - math.log(m["lr"])) ** 2)
+        rise = np.expm1(fit["surface"]["h"] * (np.log(lr) - math.log(m["lr"])) ** 2)
+        loss = m["loss"] + m.get("scale", m["loss"]) * rise
         line = {"color": colour(i), "width": 1.5}
         fig.add_trace(go.Scatter(x=lr, y=loss, mode="lines", line=line, hoverinfo="skip", **look), **place)
         over = "minimum<br>lr %{x:.3g}<br>loss %{y:.4f}<extra></extra>"

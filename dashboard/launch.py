@@ -36,6 +36,7 @@ def command(folder: Path, port: int = PORT, address: str = ADDRESS) -> list[str]
         "theme.light.primaryColor": PALETTE[0],
         "theme.dark.primaryColor": PALETTE[0],
         "theme.paddingTop": "1rem",
+        "theme.metricValueFontSize": "1.5rem",
         "browser.gatherUsageStats": "false",
     }
     flags = [f"--{name}={value}" for name, value in options.items()]

@@ -45,12 +45,19 @@ def law(fit: Mapping[str, Any], check: Mapping[str, Any] | None = None) -> go.Fi
 def bars(low: Sequence[float], at: Sequence[float], high: Sequence[float], thickness: float) -> dict[str, Any]:
     """Error bars from intervals."""
     up, down = ([abs(e - v) for e, v in zip(end, at, strict=True)] for end in (high, low))
-    return {"type": "data", "symmetric": False, "array": up, "arrayminus": down, "thickness": thickness, "width": 6}
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": up,
+        "arrayminus": down,
+        "thickness": thickness,
+        "width": 3 * thickness,
+    }
 
 
 def minima_at(found: list[dict[str, Any]], d: float, i: int) -> go.Scatter:
     """The valleys' minima of one rung, with their intervals where they are known."""
-    c = colour(0) if i == 0 else colour(2 + i)  # the others belong to forecast and measured
+    c = colour(0) if i == 0 else colour(3 + (i - 1) % 3)  # the others belong to forecast and measured
     losses = [m["loss"] for m in found]
     known = all("high" in m and "low" in m for m in found)
     ends = bars([m["low"] for m in found], losses, [m["high"] for m in found], 1.2) if known else None

@@ -144,5 +144,5 @@ def significant(label: str, digits: int = 4) -> Any:
 def verdict(check: dict[str, Any] | None, recommendation: dict[str, Any] | None) -> str:
     """The forecast's fate in a few words."""
     if check and check["measured"] is not None:
-        return f"{'inside' if check['inside'] else 'outside'} the interval"
+        return "inside" if check["inside"] else "outside"
     return "diverged" if check else "not yet measured" if recommendation else "no forecast yet"

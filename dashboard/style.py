@@ -14,8 +14,9 @@ PALETTE = ("#0077BB", "#D55E00", "#009E73", "#CC79A7", "#808080", "#A67C00")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star-triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 NEUTRAL = "#808080"
-PHASES = {"warmup": 0.42, "stable": 0.07, "decay": 0.22}  # opacity of the neutral band: colours belong to the forks
-TITLE_WIDTH = 88  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
+PHASES = {"warmup": 0.5, "stable": 0.08, "decay": 0.28}  # opacity of the neutral band: colours belong to the forks
+TITLE_WIDTH = 100  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
+LEGEND_WIDTH = 760  # pixels of a legend's row there  *measured here*
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NATS = "loss (nats per token)"
 ROUND = ((1.0,), (2.0, 5.0), (1.5, 3.0, 4.0, 6.0, 8.0), tuple(i / 10 for i in range(11, 100)))  # ticks, roundest first
@@ -71,17 +72,31 @@ def framed(fig: go.Figure, finding: str, read: str, height: int = 460, head: int
     """
     lines = textwrap.wrap(finding, TITLE_WIDTH) or [""]
     text = "<br>".join(html.escape(line) for line in lines)
-    place = {"x": 0, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top", "pad": {"t": 8}}
+    place = {
+        "x": 0,
+        "xanchor": "left",
+        "yref": "container",
+        "y": 1,
+        "yanchor": "top",
+        "pad": {"t": 8 + 22 * (len(lines) - 1)},
+    }
     fig.update_layout(
         title={"text": text, "font": {"size": 17}, **place},
         meta={"finding": finding, "read": read},
         height=height,
-        margin={"l": 70, "r": 20, "t": 30 + 24 * len(lines) + head, "b": 110},
+        margin={"l": 70, "r": 20, "t": 30 + 24 * len(lines) + head, "b": 66 + 22 * legend_rows(fig)},
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "xanchor": "left", "x": 0},
         hovermode="closest",
         uirevision="kept",
     )
     return fig
+
+
+def legend_rows(fig: go.Figure) -> int:
+    """Rows that the legend takes beside the sidebar on 1280 pixels, guessed from its names."""
+    names = [t.name for t in fig.data if t.name and t.showlegend is not False]
+    names += [s.name for s in fig.layout.shapes if s.showlegend]
+    return math.ceil(sum(6.5 * len(name) + 55 for name in names) / LEGEND_WIDTH)
 
 
 def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:

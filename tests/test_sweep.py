@@ -1,4 +1,4 @@
-"""Sweeps through the command line, on a real local Ray cluster: whole, killed, interrupted, diverged, on a full disk."""
+"""Sweeps through the command line, on a real local Ray cluster: whole, killed, interrupted; diverged, a full disk."""
 
 from __future__ import annotations
 

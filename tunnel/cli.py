@@ -257,10 +257,10 @@ def dashboard(
     Example: tunnel dashboard runs
     """
     try:
-        from dashboard import launch
+        from dashboard import launch as launching
     except ImportError as e:
         raise UserError(f"needs the dashboard extra: pip install '.[dashboard]' ({e.name} is missing)") from None
-    raise typer.Exit(launch.serve(folder, port))
+    raise typer.Exit(launching.serve(folder, port))
 
 
 @app.command()

@@ -100,7 +100,8 @@ class Work:
     def decay(self, run: RunSpec) -> Generator[Progress, None, float | None]:
         """Trains the decay of one run off the trunk; returns its held-out loss, None where it diverged."""
         grown = self.grown
-        assert grown is not None and grown.tokens == run.decay_start
+        assert grown is not None
+        assert grown.tokens == run.decay_start
         grown.rows.clear()
         alive = True
         while alive and grown.tokens < run.tokens:

@@ -31,9 +31,8 @@ def run(
     say("fitting the ladder")
     fit = ladder.fitted(asked, keep)
     told = recommend.recommend(asked, keep)
-    say(
-        f"forecast for {told['target']['name']}: {told['forecast']:.4f} ({told['low']:.4f} to {told['high']:.4f}), registered"
-    )
+    name, span = told["target"]["name"], f"{told['low']:.4f} to {told['high']:.4f}"
+    say(f"forecast for {name}: {told['forecast']:.4f} ({span}), registered")
     to = "hf" if hasattr(families.load(asked.family), "config_dict") else "json"
     bundle = keep.path("export", to)
     export.export(told, to, bundle, force=True)

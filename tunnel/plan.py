@@ -146,7 +146,7 @@ def settings(study: Study, values: Values, batch: int, shortest: float) -> Setti
         beta2=float(values["beta2"]),
         eps=t.eps,
         clip=t.clip,
-        precision=values.get("precision", t.precision),  # type: ignore[arg-type]
+        precision=values.get("precision", t.precision),
     )
 
 

@@ -106,7 +106,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
 
 def pace_of(rows: pd.DataFrame) -> float:
     """FLOPs per second that the largest proxies reached, over all their readings."""
-    biggest = rows[rows.N == rows.N.max()]
+    biggest = rows[rows.N.max() == rows.N]
     return float((biggest.flops / biggest.D * biggest.tokens_trained).sum() / biggest.seconds.sum())
 
 
@@ -114,8 +114,8 @@ def refuse_short(goal: Target, fit: dict[str, Any]) -> None:
     rungs = sorted({m["D"] for m in fit["minima"]})
     if rungs[-1] < goal.tokens / LEAST_RUNG and not (len(rungs) >= LEAST_RUNGS and fit["surface"]["curved"]):
         raise UserError(
-            f"its {goal.tokens:,} tokens are over {LEAST_RUNG:g} × the longest rung ({rungs[-1]:,.0f}), and no law of lr "
-            f"over D could be fitted: give the ladder {LEAST_RUNGS} rungs and a fan of 3",
+            f"its {goal.tokens:,} tokens are over {LEAST_RUNG:g} × the longest rung ({rungs[-1]:,.0f}), and no law of "
+            f"lr over D could be fitted: give the ladder {LEAST_RUNGS} rungs and a fan of 3",
             key=f"target.{goal.name}",
         )
 
@@ -214,7 +214,8 @@ def cautions(
     longest = float(rows.D.max())
     if run.tokens > longest * 1.01:
         said.append(
-            f"tokens: {run.tokens:,} is {run.tokens / longest:.1f} × the longest rung; a rung at the target's D would settle it"
+            f"tokens: {run.tokens:,} is {run.tokens / longest:.1f} × the longest rung; "
+            "a rung at the target's D would settle it"
         )
     if rows.seed.nunique() == 1:
         said.append(

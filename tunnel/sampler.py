@@ -62,21 +62,31 @@ def listed_distributions(candidates: list[dict[str, Scalar]]) -> dict[str, BaseD
     for name in candidates[0]:
         values = [c[name] for c in candidates]
         if all(isinstance(v, int) for v in values):
-            found[name] = IntDistribution(min(values), max(values))  # type: ignore[type-var, arg-type]
+            found[name] = IntDistribution(min(values), max(values))  # type: ignore[arg-type]
         else:
-            found[name] = FloatDistribution(min(values), max(values))  # type: ignore[type-var, arg-type]
+            found[name] = FloatDistribution(min(values), max(values))  # type: ignore[arg-type]
     return found
 
 
-def sampler(name: str, seed: int, distributions: dict[str, BaseDistribution]) -> BaseSampler:
-    """Optuna's sampler by the study file's name, every option that 5.0 changed passed explicitly."""
+class Grid(GridSampler):
+    def after_trial(self, *_: object, **__: object) -> None:
+        """Nothing: the stage ends when its trials are asked; Optuna's own end is an error outside its own loop."""
+
+
+def sampler(name: str, seed: int, distributions: dict[str, BaseDistribution], asked: int) -> BaseSampler:
+    """Optuna's sampler by the study file's name, every option that 5.0 changed passed explicitly.
+
+    A random stream begins anew with every process, so `asked`, the trials so far, is part of its seed; sobol and grid
+    count in the database.
+    """
+    new = (seed + 100_003 * asked) % 2**32
     makers: dict[str, Callable[[], BaseSampler]] = {
-        "tpe": lambda: TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=TPE_WINDOW),
-        "gp": lambda: GPSampler(seed=seed, n_startup_trials=TPE_WINDOW),
-        "cmaes": lambda: CmaEsSampler(seed=seed),
+        "tpe": lambda: TPESampler(seed=new, multivariate=True, constant_liar=True, n_startup_trials=TPE_WINDOW),
+        "gp": lambda: GPSampler(seed=new, n_startup_trials=TPE_WINDOW),
+        "cmaes": lambda: CmaEsSampler(seed=new),
         "sobol": lambda: QMCSampler(qmc_type="sobol", scramble=True, seed=seed, warn_independent_sampling=False),
-        "random": lambda: RandomSampler(seed=seed),
-        "grid": lambda: GridSampler({k: grid(d) for k, d in distributions.items()}, seed=seed),
+        "random": lambda: RandomSampler(seed=new),
+        "grid": lambda: Grid({k: grid(d) for k, d in distributions.items()}, seed=seed),
     }
     return makers[name]()
 
@@ -89,7 +99,7 @@ def grid(d: BaseDistribution) -> list[Any]:
     assert isinstance(d, IntDistribution | FloatDistribution)
     a, b = (math.log(d.low), math.log(d.high)) if d.log else (d.low, d.high)
     points = [a + (b - a) * i / (GRID_POINTS - 1) for i in range(GRID_POINTS)]
-    return [math.exp(p) if d.log else p for p in points]
+    return [min(max(math.exp(p) if d.log else p, d.low), d.high) for p in points]
 
 
 class Asker:
@@ -109,10 +119,10 @@ class Asker:
         self.study = optuna.create_study(
             study_name=stage.name,
             storage=storage(folder),
-            sampler=sampler(stage.sampler.name, seed, self.distributions),
             direction="minimize",
             load_if_exists=True,
         )
+        self.study.sampler = sampler(stage.sampler.name, seed, self.distributions, len(self.trials()))
         self.study.set_metric_names(["loss"])
         self.asked: dict[int, optuna.Trial] = {}
         count = stage.budget.trials if candidates is None else len(candidates)
@@ -124,7 +134,14 @@ class Asker:
 
     def answered(self) -> dict[tuple[int, int], FrozenTrial]:
         """The slots that are asked and not failed."""
-        return {slot(t): t for t in self.trials() if t.state != TrialState.FAIL and "seed" in t.user_attrs}
+        return {self.slot(t): t for t in self.trials() if t.state != TrialState.FAIL and "seed" in t.user_attrs}
+
+    def slot(self, t: FrozenTrial) -> tuple[int, int]:
+        """A trial's candidate and seed; a listed candidate by its values, since a revision may put others before it."""
+        candidate = t.user_attrs.get("candidate", -1)
+        if self.candidates is not None:
+            candidate = self.candidates.index(t.params) if t.params in self.candidates else -1
+        return candidate, t.user_attrs.get("seed", -1)
 
     def ask(self) -> Ask | None:
         """The next candidate, or None where all are asked."""
@@ -145,7 +162,7 @@ class Asker:
 
     def retried(self, place: tuple[int, int]) -> dict[str, Scalar] | None:
         """The parameters of a failed ask of this slot: it is asked again as it was."""
-        failed = [t for t in self.trials() if t.state == TrialState.FAIL and slot(t) == place]
+        failed = [t for t in self.trials() if t.state == TrialState.FAIL and self.slot(t) == place]
         return failed[-1].params if failed else None
 
     def planned_as(self, number: int, trial: Trial) -> None:
@@ -177,16 +194,15 @@ class Asker:
         for t in self.trials():
             if t.state not in (TrialState.RUNNING, TrialState.WAITING):
                 continue
+            if t.state == TrialState.WAITING:  # never handed out; only what runs can be told
+                self.study.tell(self.study.ask(), state=TrialState.FAIL)
+                continue
             found = [record(fp) for fp in t.user_attrs.get("runs", [])]
             last = found[-1] if found and all(found) else None
-            if t.state == TrialState.RUNNING and last is not None:
+            if last is not None:
                 self.tell(t.number, last.status, last.loss)
             else:
                 self.study.tell(t.number, state=TrialState.FAIL)
-
-
-def slot(t: FrozenTrial) -> tuple[int, int]:
-    return t.user_attrs.get("candidate", -1), t.user_attrs.get("seed", -1)
 
 
 def storage(folder: Path) -> optuna.storages.BaseStorage:

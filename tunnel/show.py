@@ -110,9 +110,8 @@ def plan(p: dict[str, Any]) -> None:
         for r in s["shapes"]
     ]
     table("Shapes, each at its longest D", ["stage", "shape", "N", "D", "6ND", "full FLOPs", "full / 6ND"], shapes)
-    out.print(
-        f"proxies: {p['runs']:,} readings, {p['flops']:.3g} FLOPs, {duration(p['seconds'])} of one device, {money(p['cost'], p['currency'])}"
-    )
+    spent = f"{p['flops']:.3g} FLOPs, {duration(p['seconds'])} of one device, {money(p['cost'], p['currency'])}"
+    out.print(f"proxies: {p['runs']:,} readings, {spent}")
 
 
 def stage_row(s: dict[str, Any], currency: str) -> list[Any]:
@@ -133,12 +132,9 @@ def status(s: dict[str, Any]) -> None:
     table("Stages", ["stage", "planned", "done"], [[n, v["planned"], v["done"]] for n, v in s["stages"].items()])
     t = s["tokens"]
     share = f" ({t['trained'] / t['from_scratch']:.2f} of it)" if t["from_scratch"] else ""
-    out.print(
-        f"{s['readings']:,} readings from {t['trained']:,} tokens; from scratch they would take {t['from_scratch']:,}{share}"
-    )
-    out.print(
-        f"{s['flops']:.3g} FLOPs in {duration(s['seconds'])} of training, {money(s['cost'], s['currency'])}; ETA {duration(s['eta_seconds'])}"
-    )
+    out.print(f"{s['readings']:,} readings from {t['trained']:,} tokens; from scratch: {t['from_scratch']:,}{share}")
+    spent = f"{s['flops']:.3g} FLOPs in {duration(s['seconds'])} of training, {money(s['cost'], s['currency'])}"
+    out.print(f"{spent}; ETA {duration(s['eta_seconds'])}")
 
 
 def ladder(f: dict[str, Any]) -> None:
@@ -151,9 +147,8 @@ def ladder(f: dict[str, Any]) -> None:
     for name, law in f["laws"].items():
         params = ", ".join(f"{k} {number(v)}" for k, v in law["params"].items())
         chosen = "  ← chosen by hold-out" if name == f["chosen"] else ""
-        out.print(
-            f"{name}: {params}; {law['status']}; misses hold-outs by {100 * f['scores'][name]:.2f}% near the fit{chosen}"
-        )
+        missed = f"off by {100 * f['scores'][name]:.2f}% on hold-outs" if name in f["scores"] else "no hold-out"
+        out.print(f"{name}: {params}; {law['status']}; {missed}{chosen}")
     t = f["forecast"]
     out.print(f"target {t['target']}: {t['value']:.4f} nats per token, 90% interval {t['low']:.4f} to {t['high']:.4f}")
 
@@ -219,8 +214,12 @@ def join(value: Any) -> str:
 
 
 def bundle(found: dict[str, Any]) -> None:
-    for key, value in found.items():
-        out.print(f"{key}: {join(value)}")
+    fidelity = found.get("fidelity", {})
+    out.print(f"{found['target']} bundle in {found['out']}: {join(found['files'])}")
+    out.print(
+        f"{fidelity.get('exact', 0)} fields exact; approximated: {join(fidelity.get('approximated')) or 'none'}; "
+        f"impossible: {join(fidelity.get('impossible')) or 'none'}"
+    )
 
 
 def trained(r: dict[str, Any]) -> None:

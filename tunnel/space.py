@@ -107,7 +107,8 @@ def parse_range(name: str, table: dict[str, Any]) -> Range:
     if row.kind == "choice":
         raise ValueError(f"space.{name} has no order: give a list of values")
     low, high = (check_scalar(name, table[k]) for k in ("low", "high"))
-    assert not isinstance(low, str) and not isinstance(high, str)
+    assert not isinstance(low, str)
+    assert not isinstance(high, str)
     if low >= high:
         raise ValueError(f"space.{name}: low {low} must be below high {high}")
     step = table.get("step")
@@ -146,6 +147,7 @@ def check_scalar(name: str, value: object) -> Scalar:
 
 def check_lengths(warmup: object, decay: object) -> None:
     """Warmup as a fraction and decay must leave a stable phase; a warmup of 1 or more is in tokens."""
-    if isinstance(warmup, int | float) and isinstance(decay, int | float):
-        if decay >= 1 or (warmup < 1 and warmup + decay >= 1):
-            raise ValueError(f"warmup {warmup} + decay {decay} must be below 1: nothing is left for the stable phase")
+    if not isinstance(warmup, int | float) or not isinstance(decay, int | float):
+        return
+    if decay >= 1 or (warmup < 1 and warmup + decay >= 1):
+        raise ValueError(f"warmup {warmup} + decay {decay} must be below 1: nothing is left for the stable phase")

@@ -161,7 +161,7 @@ class Store:
     # readings: derived from the records
 
     def readings(self) -> pd.DataFrame:
-        """One row per record: contract 4's columns, and stage, trial, status, flops, seconds, bpb and the fingerprints."""
+        """One row per record: contract 4's columns, and stage, trial, status, flops, seconds, bpb, fingerprints."""
         frame = pd.DataFrame([flat(r) for r in self.records()])
         return frame if len(frame) else pd.DataFrame(columns=READING)
 

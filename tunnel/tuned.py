@@ -42,7 +42,7 @@ def best(asked: Study, stage: Stage, readings: pd.DataFrame) -> dict[str, Settin
         return {}
     numeric = {k: a for k, a in axes.items() if isinstance(a, Range)}
     frame = searched(found)
-    winner = frame.loc[frame.loss.idxmin()]
+    winner = frame.iloc[int(frame.loss.to_numpy(float).argmin())]
     shapes = [k for k in SHAPE if k in stage.axes]
     bowl = valley.bowl(
         {k: np.log(frame[k].to_numpy(float)) for k in [*numeric, *shapes]}, np.log(frame.loss.to_numpy(float))

@@ -92,9 +92,9 @@ class Surface:
 def surface(table: Mapping[str, Array], weight: Array | None = None, at: float | None = None) -> Surface:
     """Fits all fans of a ladder at once.
 
-    `table`: columns N, D, lr, loss, width, depth of one reading a row; `weight`: one per row, for a bootstrap; `at`: a D
-    (tokens) that the fit is for: readings weigh less with every doubling away from it, since a valley's curvature and
-    its drift are not the same on short and on long runs.
+    `table`: columns N, D, lr, loss, width, depth of one reading a row; `weight`: one per row, for a bootstrap; `at`: a
+    D (tokens) that the fit is for: readings weigh less with every doubling away from it, since a valley's curvature
+    and its drift are not the same on short and on long runs.
     With a single lr per shape there is no curvature: the readings themselves are the minima.
     """
     n, d, x = np.log(table["N"]), np.log(table["D"]), np.log(table["lr"])

@@ -33,9 +33,11 @@ def page(seen: load.Opened) -> None:
     if not len(seen.readings):
         show.nothing("There are no curves yet", "They appear with the first finished model.")
         return
+    ladders = [s.name for s in seen.asked.stage if s.kind == "ladder"] if seen.asked else []
     names = list(dict.fromkeys(seen.readings.stage))[::-1]
     left, right = st.columns([1, 2])
-    stage = left.selectbox("Stage", names, key=f"stage of {seen.root.name}")
+    ladder = next((i for i, n in enumerate(names) if n in ladders), 0)
+    stage = left.selectbox("Stage", names, index=ladder, key=f"stage of {seen.root.name}")
     rows = seen.readings[seen.readings.stage == stage]
     found = trunks(rows)
     labels = {r.run: label(r) for _, r in found.iterrows()}
@@ -55,7 +57,7 @@ def page(seen: load.Opened) -> None:
         for _, r in first.iterrows()
         if (c := load.curve(seen.root, r.run)) is not None
     ]
-    if several:
+    if len(several) > 1:
         show.figure(
             curve_figures.fan(sorted(several, key=lambda c: int(c[0].split("×")[0])), stage, len(found)), f"fan {stage}"
         )

@@ -49,7 +49,7 @@ def page(seen: load.Opened) -> None:
     if fit["holdouts"]:
         show.figure(law_figures.holdouts(fit), "holdouts")
     st.subheader("Forms that were tried")
-    st.dataframe(table(fit), hide_index=True, row_height=36)
+    st.table(table(fit).map(show.plain), hide_index=True)
     if (
         len(seen.complete)
         and seen.recommendation

@@ -29,7 +29,7 @@ def cards(seen: load.Opened, status: dict[str, Any] | None) -> None:
             ("State", state, None),
             ("Finished trials", finished, "One candidate at one seed: a trunk with its forks."),
             ("Finished models", str(len(done)), "Readings: every decay forked off a trunk ends in one."),
-            ("Best proxy (nats per token)", nats(done.loss.min()) if len(done) else "–", None),
+            ("Best proxy (nats/token)", nats(done.loss.min()) if len(done) else "–", None),
             ("Tokens trained", tokens, None),
             (
                 "Share of from scratch",
@@ -38,10 +38,14 @@ def cards(seen: load.Opened, status: dict[str, Any] | None) -> None:
             ),
             ("Trial time", spent, "Summed over trials, which run beside each other."),
             ("Cost", cost, "Trial time at the study's price."),
-            ("Forecast (nats per token)", nats(told["forecast"]) if told else "–", "Of the target's loss."),
-            ("90% interval", f"{nats(told['low'])} to {nats(told['high'])}" if told else "–", None),
-            ("Measured (nats per token)", nats(measured) if measured is not None else "–", "The target's loss."),
-            ("Verdict", show.verdict(check, told), None),
+            ("Forecast (nats/token)", nats(told["forecast"]) if told else "–", "Of the target's loss."),
+            ("90% interval", f"{nats(told['low'])} – {nats(told['high'])}" if told else "–", None),
+            ("Measured (nats/token)", nats(measured) if measured is not None else "–", "The target's loss."),
+            (
+                "Verdict",
+                show.verdict(check, told),
+                "Where the measured loss lies: inside or outside of the forecast's interval.",
+            ),
         ]
     )
 

@@ -17,10 +17,11 @@ LENGTHS = ("warmup", "tokens", "batch_tokens")
 UNITS = {
     **{k: "tokens" for k in LENGTHS},
     "decay": "fraction of D",
-    "lr": "per step, at the base shape",
+    "lr": "per step, base shape",
     "clip": "gradient norm",
     "min_ratio": DIMENSIONS["min_ratio"].unit,
 }
+WIDTHS = {"setting": 170, "value": 95, "90% interval": 165, "unit": 130}  # pixels; the source takes the rest
 
 
 def written(value: Any) -> str:
@@ -50,9 +51,8 @@ def settings(told: dict[str, Any]) -> pd.DataFrame:
             "setting": name,
             "value": written(s["value"]),
             "90% interval": interval(name, s),
-            "unit": "per step, at the target's shape" if name.startswith("lr_") else UNITS.get(name, ""),
-            "source": s["source"],
-            "readings": len(s.get("readings") or []),
+            "unit": "per step" if name.startswith("lr_") else UNITS.get(name, ""),
+            "source": s["source"] + (f" ({len(s['readings'])} readings)" if s.get("readings") else ""),
         }
         for name, s in told["settings"].items()
     ]
@@ -68,8 +68,8 @@ def cards(told: dict[str, Any]) -> None:
             ("N (parameters)", short(t["N"]), f"Non-embedding, {t['width']}×{t['depth']}."),
             ("D (tokens)", short(t["tokens"]), None),
             ("C ÷ largest reading's", f"{told['compute_ratio']:.3g}", "How far beyond the proxies the target lies."),
-            ("Forecast (nats per token)", nats(told["forecast"]), f"Registered: {when}"),
-            ("90% interval", f"{nats(told['low'])} to {nats(told['high'])}", None),
+            ("Forecast (nats/token)", nats(told["forecast"]), f"Registered: {when}"),
+            ("90% interval", f"{nats(told['low'])} – {nats(told['high'])}", None),
             ("Time", duration(t["seconds"]), "At the pace of the largest proxies."),
             ("Cost", money(t["cost"], t["currency"]), None),
         ]
@@ -121,19 +121,23 @@ def page(seen: load.Opened) -> None:
     if not told["cautions"]:
         st.markdown("None.")
     st.subheader("Settings")
-    st.dataframe(settings(told), hide_index=True, height="content")
+    st.dataframe(
+        settings(told),
+        hide_index=True,
+        height="content",
+        column_config={k: st.column_config.TextColumn(width=w) for k, w in WIDTHS.items()},
+    )
     st.caption(
         "How to read this: an interval is where 90% of the resampled readings put the best value; "
         "exact means set by the study, or derived by the rule."
     )
     st.subheader("Optimizer groups")
-    numbers = {
-        "lr": show.significant("lr (per step)"),
-        "eps": show.significant("eps"),
-        "init_std": show.significant("init_std"),
-        "weight_decay": show.significant("weight_decay"),
-    }
-    st.dataframe(pd.DataFrame(told["groups"]), hide_index=True, column_config=numbers)
+    if told["groups"]:
+        numbers = {k: show.significant(k) for k in ("lr", "eps", "init_std", "weight_decay")}
+        st.dataframe(pd.DataFrame(told["groups"]), hide_index=True, column_config=numbers)
+        st.caption("How to read this: a parameter belongs to the group whose pattern matches its name; lr is per step.")
+    else:
+        st.markdown("None: this family has no parameters.")
     st.subheader("Where the forecast comes from")
     st.code(told["formula"], language=None, wrap_lines=True)
     for line in told["rejected"]:

@@ -8,6 +8,8 @@ from dashboard import figures, load, show
 from tunnel.space import SHAPE
 from tunnel.study import Stage
 
+ABOVE, LOSS = "above each valley's minimum", "loss"
+
 
 def search(seen: load.Opened, stage: Stage) -> None:
     """A search's settings, and its shapes where it searched those."""
@@ -32,7 +34,11 @@ def ladder(seen: load.Opened, stage: Stage) -> None:
         )
         return
     fit = seen.fit if seen.fit and seen.fit.get("stage") == stage.name else None
-    show.figure(figures.valleys(done, fit), f"valleys {stage.name}")
+    relative = False
+    if fit and fit["surface"]["curved"]:
+        how = st.segmented_control("Show", [ABOVE, LOSS], default=ABOVE, required=True, key=f"show {stage.name}")
+        relative = how == ABOVE
+    show.figure(figures.valleys(done, fit, relative), f"valleys {stage.name}")
 
 
 def page(seen: load.Opened) -> None:

@@ -19,9 +19,7 @@ from types import ModuleType
 import numpy as np
 
 Array = np.ndarray
-Table = Mapping[
-    str, Array
-]  # equal-length float columns: N (parameters), D, batch_tokens (tokens), C (FLOPs), loss ...
+Table = Mapping[str, Array]  # equal-length float columns: N (parameters), D, batch_tokens (tokens), C (FLOPs), loss ...
 
 DELTA = 1e-3  # from paper: Huber's δ of the Chinchilla fit (arXiv 2203.15556, D.3)
 STATUSES = ("converged", "bound hit", "flat", "too few points")
@@ -77,16 +75,12 @@ def columns(table: Mapping[str, object]) -> dict[str, Array]:
     Products are taken in floats: integer columns overflow int64 at N·D of a 10B model.
     """
     out = {name: np.atleast_1d(np.asarray(values)) for name, values in table.items()}
-    out = {
-        name: values if values.dtype.kind in "OUST" else values.astype(float) for name, values in out.items()
-    }
+    out = {name: values if values.dtype.kind in "OUST" else values.astype(float) for name, values in out.items()}
     for name in ("N", "D", "C", "loss", "weight", "lr", "batch_tokens"):
         if name in out:
             out[name] = out[name].astype(float)
     if len({len(v) for v in out.values()}) > 1:
-        raise ValueError(
-            "columns of different lengths: " + ", ".join(f"{k} {len(v)}" for k, v in out.items())
-        )
+        raise ValueError("columns of different lengths: " + ", ".join(f"{k} {len(v)}" for k, v in out.items()))
     if "C" not in out and {"N", "D"} <= set(out):
         out["C"] = 6 * out["N"] * out["D"]
     return out

@@ -14,9 +14,7 @@ from tunnel.laws import _search as search
 DISTINCT = 1e-6  # logs closer than this are one level; assumed: far below any difference between two runs
 # a term under this share of the lowest loss (mid-range) is none; assumed: below the noise of any reading
 NO_TERM = 1e-4
-NO_FLOOR = (
-    1e-3  # a floor E under this share of the lowest loss is none; assumed: below the noise of any reading
-)
+NO_FLOOR = 1e-3  # a floor E under this share of the lowest loss is none; assumed: below the noise of any reading
 
 
 @dataclass(frozen=True)
@@ -131,9 +129,7 @@ def _centred(form: Form, start: Fit, centre: Array) -> Array:
     return theta
 
 
-def _status(
-    form: Form, table: Table, found: search.Solution
-) -> tuple[str, str, dict[str, tuple[float, float]]]:
+def _status(form: Form, table: Table, found: search.Solution) -> tuple[str, str, dict[str, tuple[float, float]]]:
     """converged, bound hit or flat; the reason names the parameters, `ranges` what fits about as well."""
     k, e = len(form.terms), int(form.floor)
     lowest = float(table["loss"].min())
@@ -142,9 +138,7 @@ def _status(
         value = found.theta[e + k + j]
         low, high = found.exponents[j]
         if np.exp(found.theta[e + j]) < NO_TERM * lowest:
-            hit.append(
-                f"{coefficient} is zero: the loss does not fall with {column}, {exponent} is not identified"
-            )
+            hit.append(f"{coefficient} is zero: the loss does not fall with {column}, {exponent} is not identified")
         elif not powers.LOWEST * 1.01 < value < powers.HIGHEST * 0.99:
             hit.append(f"{exponent} = {value:.3g} is a bound of the search")
         if low < search.TRIED[0] * 1.01 or high > search.TRIED[1] * 0.99:  # an end of the grid fits as well

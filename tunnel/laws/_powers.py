@@ -91,9 +91,7 @@ def polish(
     """
     block = max(1, BLOCK // max(z.shape[1], 1))
     done = [
-        _polish(
-            theta[i : i + block], z, _slice(y, i, block), _slice(w, i, block), delta, floor, tolerance, mask
-        )
+        _polish(theta[i : i + block], z, _slice(y, i, block), _slice(w, i, block), delta, floor, tolerance, mask)
         for i in range(0, len(theta), block)
         for mask in [None if held is None else held[i : i + block]]
     ]

@@ -21,9 +21,7 @@ LEVELS = 8  # up to 8 distinct values are levels; more are binned by factors of 
 QUESTIONS = 8  # lengths at which a form that holds at one D is asked, those with most readings; assumed
 CUTS = 4  # hold-outs per axis at most; assumed: a fourth window adds little to the third
 NEAR = 0.3  # decades: within a factor 2 of the fit an error does not grow, beyond it in proportion; assumed
-ONE_SIDED = (
-    2.0  # a target this many times further in N than in D (in decades) asks a question about N; assumed
-)
+ONE_SIDED = 2.0  # a target this many times further in N than in D (in decades) asks a question about N; assumed
 # by N, a form that holds at one D is judged at D within this factor of the target's: one rung is one case,
 NEAR_D = 4.0
 # too few to choose by; assumed; with the margin below, measured here: right on 97-100% of simulated ladders
@@ -95,9 +93,7 @@ def holdouts(table: Table, axes: tuple[str, ...] = AXES) -> tuple[Holdout, ...]:
         starts = _starts(table[axis][rows]) if len(rows) else []
         for k in range(1, min(len(starts) // 2, CUTS) + 1):
             tested = table[axis] >= starts[-k] * (1 - 1e-12)
-            left = (
-                np.isin(runs, runs[tested & np.isin(np.arange(len(runs)), rows)]) if axis != "D" else tested
-            )
+            left = np.isin(runs, runs[tested & np.isin(np.arange(len(runs)), rows)]) if axis != "D" else tested
             train, test = np.setdiff1d(rows, np.flatnonzero(left)), rows[tested[rows]]
             if len(train) and len(test):
                 found.append(Holdout(axis, f"{axis} ≥ {starts[-k]:.4g} left out", train, test))
@@ -190,9 +186,7 @@ def choose(table: Table, targets: Table | None = None, delta: float = DELTA) -> 
         found = _compare(able, table, targets, asked, delta)
         if len(found) > 1 or (found and asked == "all"):
             for name in (n for n in able if n not in found):
-                rejected[name] = (
-                    f"{name} could not be compared: it answers none of the hold-outs that the others do."
-                )
+                rejected[name] = f"{name} could not be compared: it answers none of the hold-outs that the others do."
             return _decide(asked, found, rejected)
     rejected.update({n: f"{n} could not be compared: the table allows no hold-out." for n in able[1:]})
     return Choice(able[0], axis, 0, {}, rejected, ())
@@ -204,9 +198,7 @@ def _needs_targets(name: str) -> str:
     }.get(name, "it holds at one D, and no target names it" if laws.holds_at_one_d(name) else "")
 
 
-def _cases(
-    able: list[str], table: Table, fold: Holdout, targets: Table | None, near: float = NEAR_D
-) -> Array:
+def _cases(able: list[str], table: Table, fold: Holdout, targets: Table | None, near: float = NEAR_D) -> Array:
     """The held-out rows like the targets: near their D for size, the best of their budgets for frontier."""
     cases = fold.test
     if any(map(laws.holds_at_one_d, able)) and targets is not None and fold.axis != "D":
@@ -235,9 +227,7 @@ def _compare(
     for name in ranked[1:]:
         if common & keys[name]:
             common, kept = common & keys[name], [*kept, name]
-    return (
-        {n: tuple(m for m in found[n] if (m.axis, m.fold, m.row) in common) for n in kept} if common else {}
-    )
+    return {n: tuple(m for m in found[n] if (m.axis, m.fold, m.row) in common) for n in kept} if common else {}
 
 
 def score(found: tuple[Miss, ...]) -> float:
@@ -279,9 +269,7 @@ def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, s
     return Choice(best, axis, cases, scores, rejected, tuple(m for ms in found.values() for m in ms))
 
 
-def own_misses(
-    name: str, table: Table, targets: Table | None, axis: str, delta: float = DELTA
-) -> tuple[Miss, ...]:
+def own_misses(name: str, table: Table, targets: Table | None, axis: str, delta: float = DELTA) -> tuple[Miss, ...]:
     """All misses of one law on the hold-outs that look like the question: what its interval is made of."""
     table = columns(table)
     for asked in dict.fromkeys(("C" if name == "frontier" else axis, "all")):

@@ -28,9 +28,7 @@ from tunnel.laws.backtest import NEAR, Miss
 FORMULA = "log half-width² = (t_p·s)² + (t_h·c·(d0 + d)/d0)² + (z·noise)²; interval = value·exp(± half-width)"
 LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
-MOST_ROWS = (
-    2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
-)
+MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,7 @@ def bootstrap(
     return Bootstrap(law.PARAMS, law.refit(table, fit, weights[:, runs]), degrees, float(inflation), "by run")
 
 
-def _refit_tables(
-    name: str, table: Table, fit: Fit, resamples: Iterable[Table], targets: Table | None
-) -> Array:
+def _refit_tables(name: str, table: Table, fit: Fit, resamples: Iterable[Table], targets: Table | None) -> Array:
     """Parameters of each resample; those that only re-measure the table's own rows go in one batch."""
     law = laws.get(name)
     batch: list[Array] = []
@@ -157,9 +153,7 @@ def forecast(
     fit = law.fit(rows, delta)
     if not fit.usable:
         nothing = np.full(laws.rows_of(targets), np.nan)
-        return Forecast(
-            name, nothing, nothing, nothing, nothing, {"status": fit.status, "reason": fit.reason}
-        )
+        return Forecast(name, nothing, nothing, nothing, nothing, {"status": fit.status, "reason": fit.reason})
     value = law.predict(fit.params, targets)
     far = backtest.distance(rows, targets)
     axis = backtest.question(table, targets)
@@ -195,9 +189,7 @@ def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(law.predict(params, targets))  # type: ignore[attr-defined]
     low, high = np.nanpercentile(logs, [5, 95], axis=0)
-    return np.asarray(
-        (high - low) / (2 * 1.6449) * boot.inflation
-    )  # 1.6449: the normal's 95% quantile; derived
+    return np.asarray((high - low) / (2 * 1.6449) * boot.inflation)  # 1.6449: the normal's 95% quantile; derived
 
 
 def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, rows: Table) -> tuple[float, int, str]:

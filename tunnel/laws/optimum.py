@@ -31,12 +31,8 @@ NEAR = 0.05
 # floor on d² log L / d(log setting)²; assumed: 1e-4·(ln 2)²/2 = 0.002% per octave², below seed noise
 LEAST_CURVATURE = 1e-4
 TOUCHING = 1e-6  # relative; edges of a range are compared to rounding
-MOST_NUMBERS = (
-    2_000_000  # of a design with a level per cell (16 MB); beyond it the level is quadratic; assumed
-)
-MOST_ROWS = (
-    2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
-)
+MOST_NUMBERS = 2_000_000  # of a design with a level per cell (16 MB); beyond it the level is quadratic; assumed
+MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
 DRAWS = 200  # bootstrap draws; assumed: enough for a 5% and 95% quantile of a setting
 
 
@@ -78,15 +74,11 @@ def fit(table: Table, delta: float = DELTA) -> Fit:
     n = laws.rows_of(table)
     varied = _varied(table)
     if not varied:
-        return Fit(
-            "optimum", nothing, np.nan, delta, "too few points", "neither lr nor batch_tokens varies", n
-        )
+        return Fit("optimum", nothing, np.nan, delta, "too few points", "neither lr nor batch_tokens varies", n)
     x, y, weight = _logs(table)
     need = _design(x, x.mean(axis=0), varied, _cells(x)).shape[1] if n else 1
     if n < need:
-        return Fit(
-            "optimum", nothing, np.nan, delta, "too few points", f"{n} rows for {need} coefficients", n
-        )
+        return Fit("optimum", nothing, np.nan, delta, "too few points", f"{n} rows for {need} coefficients", n)
     line, objective, flat = _optimum(x, y, weight, varied)
     return _describe(table, line, objective, flat, varied, delta, n)
 
@@ -173,9 +165,7 @@ def _cells(x: Array) -> Array:
 
 
 def _varied(table: Table) -> tuple[int, ...]:
-    return tuple(
-        j for j, name in enumerate(SETTINGS) if len(table[name]) and np.ptp(np.log(table[name])) > TOUCHING
-    )
+    return tuple(j for j, name in enumerate(SETTINGS) if len(table[name]) and np.ptp(np.log(table[name])) > TOUCHING)
 
 
 def _optimum(x: Array, y: Array, weight: Array, varied: tuple[int, ...]) -> tuple[Array, float, list[str]]:
@@ -226,11 +216,7 @@ def _surface(
     for (a, b), value in zip(pairs, answer, strict=False):
         h[a, b] = h[b, a] = value
     values, vectors = np.linalg.eigh(h)
-    flat = [
-        SETTINGS[varied[int(np.argmax(np.abs(vectors[:, k])))]]
-        for k in range(v)
-        if values[k] < LEAST_CURVATURE
-    ]
+    flat = [SETTINGS[varied[int(np.argmax(np.abs(vectors[:, k])))]] for k in range(v) if values[k] < LEAST_CURVATURE]
     h = (vectors * np.maximum(values, LEAST_CURVATURE)) @ vectors.T
     slope = np.zeros((v, 3))
     given = [0, *(1 + j for j in (0, 1) if np.ptp(x[:, j]) > TOUCHING)]
@@ -238,9 +224,7 @@ def _surface(
     return Surface(varied, h, slope, centre), float((weight * robust * r**2).sum()), flat
 
 
-def _many(
-    x: Array, y: Array, weight: Array, varied: tuple[int, ...]
-) -> tuple[Array, float, list[str]] | None:
+def _many(x: Array, y: Array, weight: Array, varied: tuple[int, ...]) -> tuple[Array, float, list[str]] | None:
     """The line through each cell's own smoothed optimum, edges refused; None under four cells."""
     cells = _cells(x)
     found, place, trust, objective = [], [], [], 0.0
@@ -248,12 +232,8 @@ def _many(
         if len(rows) < CELL or any(len(np.unique(x[rows, 2 + j])) < 3 for j in varied):
             continue
         surface, value, flat = _surface(x[rows], y[rows], weight[rows], varied, np.zeros(len(rows), int))
-        best = surface.centre[[2 + j for j in varied]] - np.linalg.solve(
-            surface.curvature, surface.slope[:, 0]
-        )
-        inside = all(
-            x[rows, 2 + j].min() <= b <= x[rows, 2 + j].max() for j, b in zip(varied, best, strict=True)
-        )
+        best = surface.centre[[2 + j for j in varied]] - np.linalg.solve(surface.curvature, surface.slope[:, 0])
+        inside = all(x[rows, 2 + j].min() <= b <= x[rows, 2 + j].max() for j, b in zip(varied, best, strict=True))
         if not flat and inside:
             found.append(best)
             place.append([1.0, *x[rows][0, :2]])
@@ -264,9 +244,7 @@ def _many(
     at, best_of = np.array(place), np.array(found)
     centre = at.mean(axis=0) * [0, 1, 1]
     used = [0, *(j for j in (1, 2) if np.ptp(at[:, j]) > TOUCHING)]
-    root = np.sqrt(np.clip(np.array(trust) / np.median(trust), 0.25, 4.0))[
-        :, None
-    ]  # no cell decides alone; assumed
+    root = np.sqrt(np.clip(np.array(trust) / np.median(trust), 0.25, 4.0))[:, None]  # no cell decides alone; assumed
     line = np.zeros((2, 3))
     answer = np.linalg.lstsq((at - centre)[:, used] * root, best_of * root, rcond=1e-10)[0]
     line[:, 0] = x[:, 2:].mean(axis=0)  # a setting that does not vary
@@ -285,9 +263,7 @@ def _describe(
     n: int,
 ) -> Fit:
     with np.errstate(over="ignore"):
-        params = dict(
-            zip(PARAMS, [np.exp(line[0, 0]), *line[0, 1:], np.exp(line[1, 0]), *line[1, 1:]], strict=True)
-        )
+        params = dict(zip(PARAMS, [np.exp(line[0, 0]), *line[0, 1:], np.exp(line[1, 0]), *line[1, 1:]], strict=True))
     best = np.log(predict(params, table))
     edges = []
     for j in varied:

@@ -1,0 +1,82 @@
+"""The command line from outside: help, one-line errors, exit codes, JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunnel import __version__
+
+STUDIES = Path(__file__).parent.parent / "studies"
+COMMANDS = [
+    "plan",
+    "sweep",
+    "status",
+    "fit",
+    "recommend",
+    "export",
+    "train",
+    "check",
+    "run",
+    "schema",
+    "dashboard",
+    "doctor",
+]
+
+
+def tunnel(*args: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    call = [sys.executable, "-m", "tunnel.cli", *map(str, args)]
+    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    shown = tunnel("--help").stdout
+    assert all(name in shown for name in COMMANDS)
+    for name in COMMANDS:
+        out = tunnel(name, "--help")
+        assert out.returncode == 0
+        assert f"Example: tunnel {name}" in out.stdout
+
+
+def test_version_schema_doctor() -> None:
+    assert tunnel("--version").stdout.strip() == f"tunnel {__version__}"
+    assert json.loads(tunnel("schema").stdout)["properties"]["stage"]
+    assert json.loads(tunnel("doctor", "--json").stdout)["ok"] is True
+
+
+def test_plan_prices_the_big_study_without_starting_it(tmp_path: Path) -> None:
+    out = tunnel("plan", STUDIES / "minicpm.toml", "--json", cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    found = json.loads(out.stdout)
+    assert {"runs", "flops", "seconds", "cost"} <= set(found)
+    assert [t["shapes"][0]["N"] for t in found["targets"]] == [1_247_442_432, 2_442_057_984]
+    assert not list(tmp_path.iterdir())
+
+
+BAD = {
+    "no such file": (["plan", "absent.toml"], "absent.toml"),
+    "a folder that is no study": (["status", "."], "study.toml"),
+    "unknown scale": (["plan", STUDIES / "calibration.toml", "--scale", "tiny"], "--scale"),
+    "no small table": (["plan", STUDIES / "calibration.toml", "--scale", "small"], "small"),
+    "unknown target": (["recommend", STUDIES / "calibration.toml", "--target", "huge"], "big"),
+    "recommend before the sweep": (["recommend", STUDIES / "calibration.toml"], "sweep it first"),
+    "train before recommend": (["train", STUDIES / "calibration.toml"], "recommend"),
+    "check before train": (["check", STUDIES / "calibration.toml"], "train"),
+    "renames that are none": (["fit", "x.csv", "--columns", "N"], "--columns"),
+    "no such table": (["fit", "x.csv"], "x.csv"),
+    "export of nothing": (["export"], "DIR"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_mistake_is_one_line_and_exit_2(name: str, tmp_path: Path) -> None:
+    args, mentions = BAD[name]
+    out = tunnel(*args, cwd=tmp_path)
+    assert out.returncode == 2, out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+    assert mentions in out.stderr
+    assert not list(tmp_path.iterdir()), "nothing is written"
