@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from conftest import run_spec, trunk_spec
 from test_store import record
@@ -23,8 +24,8 @@ SPACE: dict[str, Any] = {
     "decay": {"low": 0.1, "high": 0.4},
     "depth": {"low": 1, "high": 6},
     "width": {"low": 32, "high": 64, "step": 16},
+    "decay_shape": ["1-sqrt", "linear"],
 }
-CHOICE = {"decay_shape": ["1-sqrt", "linear"]}
 
 
 def search(
@@ -70,17 +71,14 @@ def trial_of(ask: Ask) -> Trial:
 # asking
 
 
-@pytest.mark.parametrize("space", [SPACE, {**SPACE, **CHOICE}], ids=["ranges", "with a choice"])
 @pytest.mark.parametrize("name", NAMES)
-def test_every_sampler_asks_as_often_as_planned_and_within_the_ranges(
-    tmp_path: Path, name: str, space: dict[str, Any]
-) -> None:
-    """Twelve trials, one in four of them diverged: past every sampler's random start."""
-    stage = search(name, 12, space)
+def test_every_sampler_asks_as_often_as_planned_and_within_the_ranges(tmp_path: Path, name: str) -> None:
+    """Ten trials, one in four of them diverged: past every sampler's random start."""
+    stage = search(name, 10, SPACE)
     asks = drain(asker(tmp_path, stage), lambda ask: "diverged" if ask.number % 4 == 3 else "complete")
-    assert len(asks) == 12
+    assert len(asks) == 10
     for ask in asks:
-        assert set(ask.params) == set(space)
+        assert set(ask.params) == set(SPACE)
         for key, axis in stage.axes.items():
             value = ask.params[key]
             if isinstance(axis, Choice):
@@ -91,20 +89,19 @@ def test_every_sampler_asks_as_often_as_planned_and_within_the_ranges(
             assert axis.low <= value <= axis.high * (1 + 1e-9)
             assert axis.step is None or (value - axis.low) % axis.step == 0
     found = states(tmp_path, "s")
-    assert [t["state"] for t in found].count("diverged") == 3
-    assert [t["state"] for t in found].count("complete") == 9
+    assert [t["state"] for t in found].count("diverged") == 2
+    assert [t["state"] for t in found].count("complete") == 8
 
 
 def test_a_grid_smaller_than_the_trials_goes_on(tmp_path: Path) -> None:
-    space = {"depth": {"low": 1, "high": 3}, "lr": {"low": 1e-3, "high": 1e-1}}
-    asks = drain(asker(tmp_path, search("grid", 18, space)))
-    assert len(asks) == 18
-    assert len({(a.params["depth"], a.params["lr"]) for a in asks}) == 15  # three depths, five points of lr
+    space = {"depth": {"low": 1, "high": 2}, "lr": {"low": 1e-3, "high": 1e-1}}
+    asks = drain(asker(tmp_path, search("grid", 12, space)))
+    assert len(asks) == 12
+    assert len({(a.params["depth"], a.params["lr"]) for a in asks}) == 10  # two depths, five points of lr
 
 
-@pytest.mark.parametrize("name", ["tpe", "gp", "cmaes"])
-def test_an_adaptive_sampler_comes_near_the_minimum(tmp_path: Path, name: str) -> None:
-    asks = drain(asker(tmp_path, search(name, 24, {"lr": {"low": 1e-4, "high": 1.0}})))
+def test_what_is_told_is_learned_from(tmp_path: Path) -> None:
+    asks = drain(asker(tmp_path, search("tpe", 20, {"lr": {"low": 1e-4, "high": 1.0}})))
     assert min(abs(math.log(float(a.params["lr"]) / 0.01)) for a in asks[8:]) < math.log(2)
 
 
@@ -149,14 +146,14 @@ def test_a_ladder_that_grows_asks_what_is_new(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_sweep_that_is_begun_again_repeats_no_question(tmp_path: Path, name: str) -> None:
     asks = []
-    for _ in range(6):  # a new process for every trial
-        a = asker(tmp_path, search(name, 6))
+    for _ in range(4):  # a new process for every trial
+        a = asker(tmp_path, search(name, 4))
         ask = a.ask()
         assert ask is not None
         a.tell(ask.number, "complete", 2.0)
         asks.append(ask)
-    assert len({tuple(a.params.items()) for a in asks}) == 6
-    assert asker(tmp_path, search(name, 6)).ask() is None
+    assert len({tuple(a.params.items()) for a in asks}) == 4
+    assert asker(tmp_path, search(name, 4)).ask() is None
 
 
 def test_what_failed_is_asked_again_as_it_was(tmp_path: Path) -> None:
@@ -193,29 +190,23 @@ def test_what_a_dead_driver_left_running_is_settled_from_records(tmp_path: Path,
     assert sorted(final) == sorted(["complete", "complete", expected])
 
 
-DIE = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[2])
-import optuna
-from pathlib import Path
-from test_sampler import LISTED, asker, ladder
-point = getattr(optuna.{owner}, sys.argv[3])
-def die(*args, **kwargs):
-    if sys.argv[4] == "after":
-        point(*args, **kwargs)
-    os.kill(os.getpid(), signal.SIGKILL)
-a = asker(Path(sys.argv[1]), ladder(), LISTED)
-optuna.{owner}.{name} = die
-a.ask()
-"""
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("owner", "name"), [("Study", "enqueue_trial"), ("Study", "ask"), ("Trial", "set_user_attr")])
 def test_a_driver_killed_while_it_asks_loses_no_candidate(tmp_path: Path, owner: str, name: str, when: str) -> None:
-    code = DIE.format(owner=owner, name=name)
-    args = [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent), name, when]
-    assert subprocess.run(args, capture_output=True, check=False).returncode == -9
+    child = os.fork()
+    if child == 0:
+        point = getattr(getattr(optuna, owner), name)
+
+        def die(*args: Any, **kwargs: Any) -> None:
+            if when == "after":
+                point(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        dying = asker(tmp_path, ladder(), LISTED)
+        setattr(getattr(optuna, owner), name, die)
+        dying.ask()
+        os._exit(1)  # it was to be killed
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     alive = asker(tmp_path, ladder(), LISTED)
     alive.reconcile(lambda _: None)
     assert [a.params for a in drain(alive)] == LISTED

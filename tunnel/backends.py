@@ -12,8 +12,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Protocol
 
-from tunnel import forks
 from tunnel import data as corpora
+from tunnel import forks
 from tunnel.errors import Stopped
 from tunnel.forks import Event
 from tunnel.run import Trial

@@ -118,6 +118,8 @@ def files(data: Data) -> list[tuple[str, Path]]:
     paths = sorted({p for pattern in data.paths for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()})
     if not paths:
         raise UserError("no file of the corpus exists", key="data.paths", value=", ".join(data.paths))
+    if not sum(p.stat().st_size for p in paths):
+        raise UserError("the corpus is empty", key="data.paths", value=", ".join(data.paths))
     return [(p.name, p) for p in paths]
 
 

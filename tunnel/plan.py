@@ -188,7 +188,12 @@ class StagePlan:
 
 
 def plan(study: Study) -> dict[str, Any]:
-    """What the study would run, in FLOPs, device hours and money; starts nothing and reads no corpus."""
+    """What the study would run, in FLOPs, device hours and money; starts nothing and reads no corpus.
+
+    Raises UserError for lengths and shapes that do not fit, and for a local corpus that is not there.
+    """
+    if families.load(study.family).reads and data.is_local(study.data):
+        data.files(study.data)
     stages: list[StagePlan] = []
     for stage in study.stage:
         before = handed_on(study, stage)

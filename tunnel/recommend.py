@@ -62,6 +62,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
     largest = float(rows.C.max())
     groups = groups_of(run, family.ROLES)
     told = fit["forecast"]
+    shaped = aspects(asked, readings)
     seconds = per_token * run.tokens / pace_of(rows)
     return {
         "schema": SCHEMA,
@@ -82,7 +83,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
             "currency": asked.price.currency,
         },
         "run": run.model_dump(mode="json"),
-        "settings": settings_of(run, fit, resolved["evidence"], groups, stage, rows),
+        "settings": {**settings_of(run, fit, resolved["evidence"], groups, stage, rows), **shaped},
         "groups": groups,
         "multipliers": multipliers_of(run),
         "config": family.config_dict(run.trunk.shape, run.trunk.body, asked.rules)
@@ -99,7 +100,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
         "compute_ratio": 6.0 * n * run.tokens / largest,
         "regret": fit["lr"]["regret"],
         "registered": None,
-        "cautions": cautions(asked, goal, run, fit, resolved["evidence"], rows),
+        "cautions": cautions(asked, goal, run, fit, resolved["evidence"], rows) + off_aspect(goal, shaped),
         "readings_hash": fit["readings_hash"],
     }
 
@@ -143,7 +144,7 @@ def settings_of(
     found["decay"] = exactly(run.decay_tokens / run.tokens, "the study")
     for name, known in evidence.items():
         if name in found:
-            found[name] = {**found[name], "low": known["low"], "high": known["high"], "source": known["source"]}
+            found[name] |= {k: known[k] for k in ("low", "high", "source")} | {"readings": list(known["readings"])}
     lr = fit["lr"]
     where = f"lr*(N, D) of stage {stage.name}'s fans" if fit["surface"]["curved"] else f"stage {stage.name}'s lr"
     found["lr"] = {"value": s.lr, "low": lr["low"], "high": lr["high"], "source": where, "readings": behind}
@@ -193,6 +194,29 @@ def groups_of(run: RunSpec, roles: dict[str, transfer.Role]) -> list[dict[str, A
             }
         )
     return found
+
+
+def aspects(asked: Study, readings: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Width over depth as the last stage that searched the shape found it best; empty where none did."""
+    found = [a for stage in asked.stage if (a := tuned.aspect(stage, readings)) is not None]
+    if not found:
+        return {}
+    last = found[-1]
+    value = {"value": last.value, "low": last.low, "high": last.high}
+    return {
+        "aspect": {**value, "source": f"width/depth at equal FLOPs: {last.source}", "readings": list(last.readings)}
+    }
+
+
+def off_aspect(goal: Target, shaped: dict[str, dict[str, Any]]) -> list[str]:
+    """A caution where the target's width/depth lies outside what was found best."""
+    own = goal.width / goal.depth
+    return [
+        f"shape: the target's width/depth is {own:.3g}, {a['low']:.3g} to {a['high']:.3g} was best at equal FLOPs; "
+        "a target of that aspect may do better"
+        for a in shaped.values()
+        if not a["low"] <= own <= a["high"]
+    ]
 
 
 def cautions(

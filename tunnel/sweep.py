@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunnel import backends, data, families, plan, store, study, tuned
+from tunnel import backends, families, plan, store, study, tuned
 from tunnel.errors import Stopped, UserError
 from tunnel.forks import Event, Progress
 from tunnel.run import Record, Trial
@@ -88,8 +88,7 @@ def opened(where: str | Path, out: str | Path | None = None, *, small: bool = Fa
     """The study and its folder, made and holding the frozen question; raises UserError before anything is written."""
     asked, keep = located(where, out, small=small)
     plan.plan(asked)
-    if families.load(asked.family).reads and data.is_local(asked.data):
-        data.files(asked.data)
+    plan.opened(asked)
     if Path(where).is_file():
         freeze(where, asked, keep, small=small)
     return asked, keep
@@ -295,7 +294,7 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
         "seconds": seconds,
         "cost": seconds / 3600 * asked.price.per_hour,
         "currency": asked.price.currency,
-        "eta_seconds": eta(spent(proxies), expected["flops"], seconds, asked) if done < planned else 0.0,
+        "eta_seconds": eta(spent(proxies), expected["flops"], seconds, asked, progress) if done < planned else 0.0,
         "progress": progress,
     }
 
@@ -310,7 +309,7 @@ def spent(readings: Any) -> float:
     return float((readings.flops / readings.D * readings.tokens_trained).sum()) if len(readings) else 0.0
 
 
-def eta(done: float, planned: float, seconds: float, asked: Study) -> float:
-    """Seconds of trial time left at the measured pace (the price's pace before there is one), over two at a time."""
+def eta(done: float, planned: float, seconds: float, asked: Study, progress: dict[str, Any] | None) -> float:
+    """Seconds left at the measured pace (the price's pace before there is one), with the trials that run now."""
     pace = done / seconds if seconds else asked.price.flops_per_second * asked.price.mfu
-    return max(planned - done, 0.0) / pace
+    return max(planned - done, 0.0) / pace / max(len((progress or {}).get("running", {})), 1)

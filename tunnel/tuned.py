@@ -22,6 +22,7 @@ class Setting:
     high: Scalar | None
     source: str
     caution: str = ""
+    readings: tuple[str, ...] = ()  # fingerprints of what it rests on
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -50,7 +51,8 @@ def best(asked: Study, stage: Stage, readings: pd.DataFrame) -> dict[str, Settin
     settings: dict[str, Setting] = {}
     for name, axis in axes.items():
         if name not in numeric:
-            settings[name] = Setting(winner[name], None, None, f"best trial of stage {stage.name}")
+            behind = (str(winner.fingerprint),)
+            settings[name] = Setting(winner[name], None, None, f"best trial, stage {stage.name}", readings=behind)
             continue
         assert isinstance(axis, Range)
         settings[name] = from_bowl(name, axis, bowl.get(name), float(winner[name]), frame, stage)
@@ -67,10 +69,25 @@ def from_bowl(
 ) -> Setting:
     """The fitted minimum where there is one inside what was tried; else the best trial's value, with a caution."""
     low, high = float(frame[name].min()), float(frame[name].max())
+    behind = tuple(frame.fingerprint)
     where = f"stage {stage.name}, {len(frame)} trials"
     if dip is not None and dip.curved and np.log(low) <= dip.at <= np.log(high):
-        clip = lambda x: float(np.exp(np.clip(x, np.log(low), np.log(high))))  # noqa: E731
-        return Setting(float(np.exp(dip.at)), clip(dip.low), clip(dip.high), f"valley's fitted minimum, {where}")
+        least, most = np.clip(np.exp([dip.low, dip.high]), low, high).tolist()
+        return Setting(float(np.exp(dip.at)), least, most, f"valley's fitted minimum, {where}", "", behind)
     edge = dip is not None and dip.curved
     why = "its fitted minimum lies outside the range: widen it" if edge else "the valley shows no curvature along it"
-    return Setting(winner, low, high, f"best trial, {where}", f"{name}: {why}")
+    return Setting(winner, low, high, f"best trial, {where}", f"{name}: {why}", behind)
+
+
+def aspect(stage: Stage, readings: pd.DataFrame) -> Setting | None:
+    """Width over depth that was best at equal FLOPs, from a stage that searched the shape; None where none was."""
+    found = of_stage(readings, stage.name)
+    axes = {k: a for k, a in stage.axes.items() if isinstance(a, Range)}
+    if not set(SHAPE) <= set(axes) or not len(found):
+        return None
+    frame = searched(found).assign(aspect=lambda f: f.width / f.depth)
+    names = ["aspect", *(k for k in axes if k not in SHAPE)]
+    bowl = valley.bowl({k: np.log(frame[k].to_numpy(float)) for k in names}, np.log(frame.loss.to_numpy(float)))
+    winner = float(frame.aspect.iloc[int(frame.loss.to_numpy(float).argmin())])
+    low, high = float(frame.aspect.min()), float(frame.aspect.max())
+    return from_bowl("aspect", Range(low, high, True), bowl.get("aspect"), winner, frame, stage)

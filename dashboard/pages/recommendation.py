@@ -21,7 +21,6 @@ UNITS = {
     "clip": "gradient norm",
     "min_ratio": DIMENSIONS["min_ratio"].unit,
 }
-WIDTHS = {"setting": 170, "value": 95, "90% interval": 165, "unit": 130}  # pixels; the source takes the rest
 
 
 def written(value: Any) -> str:
@@ -41,12 +40,13 @@ def interval(name: str, setting: dict[str, Any]) -> str:
         return "exact"
     if name in LENGTHS:
         low, high = round(low), round(high)
-    return f"{written(low)} to {written(high)}"
+    tried = "tried " if setting["source"].startswith("best trial") else ""  # it has a range, and no fitted minimum
+    return f"{tried}{written(low)} to {written(high)}"
 
 
 def settings(told: dict[str, Any]) -> pd.DataFrame:
     """One row a setting: those that were searched first."""
-    rows = [
+    rows: list[dict[str, str]] = [
         {
             "setting": name,
             "value": written(s["value"]),
@@ -56,7 +56,8 @@ def settings(told: dict[str, Any]) -> pd.DataFrame:
         }
         for name, s in told["settings"].items()
     ]
-    return pd.DataFrame(sorted(rows, key=lambda r: r["90% interval"] in ("exact", "–")))
+    rows.sort(key=lambda r: r["90% interval"] in ("exact", "–"))
+    return pd.DataFrame(rows)
 
 
 def cards(told: dict[str, Any]) -> None:
@@ -121,12 +122,7 @@ def page(seen: load.Opened) -> None:
     if not told["cautions"]:
         st.markdown("None.")
     st.subheader("Settings")
-    st.dataframe(
-        settings(told),
-        hide_index=True,
-        height="content",
-        column_config={k: st.column_config.TextColumn(width=w) for k, w in WIDTHS.items()},
-    )
+    st.table(settings(told).map(show.plain), hide_index=True)
     st.caption(
         "How to read this: an interval is where 90% of the resampled readings put the best value; "
         "exact means set by the study, or derived by the rule."
