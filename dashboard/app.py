@@ -6,19 +6,19 @@ import streamlit as st
 
 from dashboard import load, show
 
-st.set_page_config(page_title="Wind tunnel", page_icon=":material/air:", layout="wide")
-
-PAGES = [
-    st.Page("pages/overview.py", title="Overview", icon=":material/dashboard:", default=True),
-    st.Page("pages/valleys.py", title="Valleys", icon=":material/scatter_plot:"),
-    st.Page("pages/curves.py", title="Curves", icon=":material/show_chart:"),
-    st.Page("pages/laws.py", title="Laws", icon=":material/trending_down:"),
-    st.Page("pages/recommendation.py", title="Recommendation", icon=":material/task_alt:"),
-]
+PAGES = {
+    "overview": ("Overview", ":material/dashboard:"),
+    "valleys": ("Valleys", ":material/scatter_plot:"),
+    "curves": ("Curves", ":material/show_chart:"),
+    "laws": ("Laws", ":material/trending_down:"),
+    "recommendation": ("Recommendation", ":material/task_alt:"),
+}
 
 
 def main() -> None:
-    page = st.navigation(PAGES)
+    st.set_page_config(page_title="Wind tunnel", page_icon=":material/air:", layout="wide")
+    pages = [st.Page(f"app_pages/{k}.py", title=t, icon=i, default=k == "overview") for k, (t, i) in PAGES.items()]
+    page = st.navigation(pages)
     found = load.studies(show.folder())
     st.title(page.title)
     if not found:
@@ -35,9 +35,9 @@ def main() -> None:
     if seen.problems:
         shown = "\n".join(f"- {show.plain(p)}" for p in seen.problems[:10])
         st.warning(f"Part of this folder cannot be read, and is left out:\n{shown}", icon=":material/warning:")
-    show.live(root)
+    show.live(root, table=page.title == "Overview")
     page.run()
-    st.session_state["looked"] = True
 
 
-main()
+if __name__ == "__main__":  # Streamlit runs this file as a script
+    main()

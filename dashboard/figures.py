@@ -18,6 +18,7 @@ from dashboard.style import NATS, NEUTRAL, colour, framed, log_axis, nats, short
 from tunnel.space import DIMENSIONS
 
 COLUMNS = 3  # panels beside each other
+FAR = 4.0  # a minimum that lies further outside of what was tried is out of sight  *assumed*
 PANEL = 300  # pixels of a row of panels
 Place = dict[str, int]  # a panel's row and column
 RING = {"symbol": "circle-cross-open", "size": 12, "line": {"width": 2}}
@@ -90,7 +91,10 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None, relati
         legend_only(fig, f"D = {short(d)} tokens", legendgroup=str(d), **look)
     if fit and curved:
         fitted_valleys(fig, fit, dict(zip(shapes, places, strict=True)), rungs)
-    fig.update_xaxes(**log_axis("lr (per step, at the base shape)", readings.lr.min(), readings.lr.max()))
+    low, high = readings.lr.min(), readings.lr.max()
+    at = [m["lr"] for m in fit["minima"]] if fit and curved else []
+    ends = (max(min(low, *at), low / FAR), min(max(high, *at), high * FAR)) if at else (low, high)
+    fig.update_xaxes(**log_axis("lr (per step, at the base shape)", *ends))
     read = (
         "each panel is a shape and each colour a length of training D, and a valley's lowest point is the best lr there"
     )
@@ -117,7 +121,7 @@ def fitted_valleys(
         place, i = places.get((m["width"], m["depth"])), rungs.get(m["D"])
         if place is None or i is None:
             continue
-        look = {"legendgroup": str(m["D"]), "showlegend": False}
+        look = {"legendgroup": str(float(m["D"])), "showlegend": False}
         lr = np.geomspace(min(*m["lrs"], m["lr"]), max(*m["lrs"], m["lr"]), 40)
         rise = np.expm1(fit["surface"]["h"] * (np.log(lr) - math.log(m["lr"])) ** 2)
         loss = m["loss"] + m.get("scale", m["loss"]) * rise
@@ -168,7 +172,7 @@ def searched(readings: pd.DataFrame, axes: Sequence[str], evidence: Mapping[str,
     fig, places = panels([DIMENSIONS[a].meaning for a in axes])
     for i, (axis, place) in enumerate(zip(axes, places, strict=True)):
         kinds: list[tuple[str, Any, Any, dict[str, Any]]] = [
-            ("finished trial", done[axis], done.loss, {"color": colour(0), "size": 8, "opacity": 0.75}),
+            ("finished trial", done[axis], done.loss, {"color": colour(0), "size": 8}),
             ("best trial", [best[axis]], [best.loss], {"color": colour(2), "symbol": "star", "size": 14}),
         ]
         if len(lost):

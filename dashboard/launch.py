@@ -13,6 +13,7 @@ from tunnel.errors import UserError
 APP = Path(__file__).with_name("app.py")
 ADDRESS = "127.0.0.1"
 PORT = 8501  # Streamlit's own
+ON_DARK = "#4DA3E0"  # the same blue, light enough for text on a dark ground
 HOSTS = ("127.0.0.1", "localhost")  # Host headers that are answered: a page elsewhere cannot rebind its name to us
 
 
@@ -34,7 +35,7 @@ def command(folder: Path, port: int = PORT, address: str = ADDRESS) -> list[str]
         "client.toolbarMode": "viewer",
         "runner.magicEnabled": "false",
         "theme.light.primaryColor": PALETTE[0],
-        "theme.dark.primaryColor": PALETTE[0],
+        "theme.dark.primaryColor": ON_DARK,
         "theme.paddingTop": "1rem",
         "theme.metricValueFontSize": "1.5rem",
         "browser.gatherUsageStats": "false",

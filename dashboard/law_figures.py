@@ -18,7 +18,7 @@ def law(fit: Mapping[str, Any], check: Mapping[str, Any] | None = None) -> go.Fi
     told, curve, fig = fit["forecast"], fit["curve"], go.Figure()
     x = [c["N"] for c in curve]
     y = [c["high"] for c in curve] + [c["low"] for c in curve][::-1]
-    band = {"fill": "toself", "mode": "none", "fillcolor": "rgba(0, 119, 187, 0.2)", "hoverinfo": "skip"}
+    band = {"fill": "toself", "mode": "none", "fillcolor": "rgba(31, 119, 180, 0.25)", "hoverinfo": "skip"}
     fig.add_trace(go.Scatter(x=[*x, *x[::-1]], y=y, name="the law's 90% interval", **band))
     name = f"law “{told['law']}” at D = {short(told['D'])}"
     values = [c["value"] for c in curve]

@@ -18,13 +18,13 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
-from tunnel import store, sweep
+from tunnel import ladder, store, sweep
 from tunnel.errors import UserError
 from tunnel.run import Record
 from tunnel.store import Store
 from tunnel.study import Study
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, UserError, SQLAlchemyError)
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError, SQLAlchemyError)
 KEPT = 512  # entries of each cache  *assumed*
 LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
 FIT = ("minima", "surface", "lr_drift", "laws", "chosen", "holdouts", "forecast", "curve")
@@ -56,6 +56,7 @@ class Opened:
     fit: dict[str, Any] | None
     recommendation: dict[str, Any] | None
     check: dict[str, Any] | None
+    resting_on: str | None  # what a fit made now would rest on: another one in a file means that the file is old
     problems: tuple[str, ...]
 
     @property
@@ -184,15 +185,16 @@ def opened(root: Path) -> Opened:
     readings, broken = readings_at(str(root), tree_stamp(root / "records"))
     problems += [f"records/{name} is not whole" for name in broken]
     resolved = part(root, "study.resolved.json", ("stages",), problems)
-    ladder = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
+    ladders = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
     return Opened(
         root=root,
         asked=asked,
         readings=readings,
         evidence=handed_on(asked, resolved),
-        fit=part(root, f"fits/{ladder[-1]}.json", FIT, problems) if ladder else None,
+        fit=part(root, f"fits/{ladders[-1]}.json", FIT, problems) if ladders else None,
         recommendation=part(root, "recommendation.json", RECOMMENDATION, problems),
         check=part(root, "check.json", CHECK, problems),
+        resting_on=ladder.hash_of(asked, readings) if asked else None,
         problems=tuple(problems),
     )
 
@@ -240,7 +242,9 @@ def alive(root: Path) -> Alive | None:
     try:
         progress = store.read_json(root / "progress.json")
         lock = store.other_driver(root / "driver.lock")
-        if progress is None or not {"stage", "planned", "finished", "flops", "seconds", "running"} <= set(progress):
+        if not isinstance(progress, dict) or not {"stage", "planned", "finished", "flops", "seconds", "running"} <= set(
+            progress
+        ):
             return None
         age = (datetime.now(UTC) - datetime.fromisoformat(progress["when"])).total_seconds()
         return Alive(progress, bool(lock) and store.alive(lock or {}), age)

@@ -82,7 +82,7 @@ def state_of(status: dict[str, Any] | None, alive: load.Alive | None) -> str:
     return "interrupted" if status["state"] == "running" else str(status["state"])
 
 
-def live(root: Path) -> None:
+def live(root: Path, table: bool) -> None:
     """The strip of a running sweep; where none runs, a line if one was cut off, and no timer."""
     alive = load.alive(root)
     if alive is None:
@@ -94,11 +94,11 @@ def live(root: Path) -> None:
             icon=":material/pause_circle:",
         )
         return
-    strip(str(root), alive.progress["stage"], alive.progress["finished"])
+    strip(str(root), alive.progress["stage"], alive.progress["finished"], table)
 
 
 @st.fragment(run_every=EVERY)
-def strip(root: str, stage: str, finished: int) -> None:
+def strip(root: str, stage: str, finished: int, table: bool) -> None:
     """Progress, ETA and the running trials; draws the page anew when a trial has finished, or the sweep has."""
     alive = load.alive(Path(root))
     if alive is None or not alive.running or (alive.progress["stage"], alive.progress["finished"]) != (stage, finished):
@@ -107,7 +107,7 @@ def strip(root: str, stage: str, finished: int) -> None:
     left = f"about {duration(alive.left)} left of this stage" if alive.left is not None else "no pace yet"
     best = f" · best {nats(p['best'])} nats per token" if p.get("best") is not None else ""
     st.progress(alive.share, f"Stage {plain(p['stage'])}: {p['finished']} of {p['planned']} trials · {left}{best}")
-    if p["running"]:
+    if p["running"] and table:
         st.dataframe(
             running_table(p["running"]),
             hide_index=True,
@@ -139,6 +139,12 @@ def decimal(label: str, digits: int = 4) -> Any:
 
 def significant(label: str, digits: int = 4) -> Any:
     return st.column_config.NumberColumn(label, format=f"%.{digits}g")
+
+
+def old(found: dict[str, Any], seen: load.Opened, command: str) -> None:
+    """Says so where a result rests on other readings than the folder holds now."""
+    if seen.resting_on is not None and found.get("readings_hash") not in (None, seen.resting_on):
+        st.info(f"There are newer readings than this rests on; `{command}` renews it.", icon=":material/update:")
 
 
 def verdict(check: dict[str, Any] | None, recommendation: dict[str, Any] | None) -> str:

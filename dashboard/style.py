@@ -10,11 +10,11 @@ import plotly.graph_objects as go
 
 # Each has a contrast of at least 3 against white and against Streamlit's dark ground, and they stay apart for
 # red-green blind eyes; tests/test_figures.py computes both.  *derived*
-PALETTE = ("#0077BB", "#D55E00", "#009E73", "#CC79A7", "#808080", "#A67C00")
+PALETTE = ("#1F77B4", "#D55E00", "#00A36C", "#CC79A7", "#757575", "#A0522D")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star-triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-NEUTRAL = "#808080"
-PHASES = {"warmup": 0.5, "stable": 0.08, "decay": 0.28}  # opacity of the neutral band: colours belong to the forks
+NEUTRAL = PALETTE[4]
+PHASES = {"warmup": 0.6, "stable": 0.08, "decay": 0.34}  # opacity of the neutral band: colours belong to the forks
 TITLE_WIDTH = 100  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
 LEGEND_WIDTH = 760  # pixels of a legend's row there  *measured here*
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
     """Seconds as people say them.
 
     >>> duration(42.2), duration(125), duration(7300), duration(3 * 86400)
-    ('42 s', '2 min 5 s', '2 h 2 min', '3.0 days')
+    ('42 s', '2 min 5 s', '2 h 1 min', '3.0 days')
     """
     s = round(seconds)
     if s < 60:
@@ -103,7 +103,7 @@ def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
     """Tick marks of a log axis at round numbers that stand apart.
 
     >>> log_ticks(0.003, 0.06)["ticktext"]
-    ['0.003', '0.005', '0.01', '0.02', '0.05']
+    ['0.005', '0.01', '0.02', '0.05']
     """
     decades = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     apart = math.log10(high / low) / 6

@@ -146,7 +146,7 @@ BAD = {  # name of a file: content, rule, key
     "column.jsonl": (b'{"content": "a"}\n', "has no text here", "choices: content"),
     "broken.jsonl": (b'{"text": "a"}\n{"text": \n', "broken.jsonl", "broken.jsonl"),
     "no.parquet": (b"PAR1 is no parquet", "no.parquet", "no.parquet"),
-    "empty.txt": (b"", "less than one sequence", "data.corpus"),
+    "empty.txt": (b"", "the corpus is empty", "data.paths"),
     "short.txt": (b"too short", "less than one sequence", "data.corpus"),
     "one.txt": (b"long enough, but on one side only" * 10, "side has 0 tokens", "data.corpus"),
 }

@@ -72,6 +72,12 @@ BAD = [
         "",
     ),
     ("width = 128", "width = 128\nkv_heads = 3", "target big: kv_heads 3 does not divide its 8 heads", ""),
+    (
+        "  width = 32",
+        "  width = 32\n  batch_tokens = { low = 1024, high = 4096 }",
+        "stage calibrate: batch_tokens: low and step must be multiples of model.seq_len 32",
+        "log = false",
+    ),
     ('after = "calibrate"', 'after = "search"', "stage ladder: after names 'search', which is no earlier stage", ""),
     ('name = "ladder"', 'name = "calibrate"', "stage calibrate: the name is taken", ""),
     ('name = "ladder"', 'name = "../ladder"', "stage.../ladder.name: string should match pattern", "got '../ladder'"),

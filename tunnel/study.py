@@ -261,6 +261,13 @@ class Study(Frozen):
         for width, where in self._widths():
             if width % self.model.head_dim:
                 raise ValueError(f"{where}: width {width} is not a multiple of model.head_dim {self.model.head_dim}")
+        for stage in self.stage:
+            axis, whole_ones = stage.axes.get("batch_tokens"), self.model.seq_len
+            if isinstance(axis, Range) and (axis.low % whole_ones or (axis.step or 1) % whole_ones):
+                raise ValueError(
+                    f"stage {stage.name}: batch_tokens: low and step must be multiples of model.seq_len {whole_ones} "
+                    "(log = false), or a batch stage lists the batches"
+                )
         for target in self.target:
             self._comparable(target)
         return self

@@ -300,8 +300,12 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
 
 
 def latest(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each asked slot once, by its last trial: a failed ask that was asked again does not count twice."""
-    return list({(t["candidate"], t["seed"]): t for t in found}.values())
+    """Each asked slot once, by its last trial: a failed ask that was asked again does not count twice.
+
+    By its values too, since a revision moves candidates; an ask that died before it had a seed was never handed out.
+    """
+    asked = [t for t in found if t["seed"] is not None]
+    return list({(t["candidate"], t["seed"], *sorted(t["params"].items())): t for t in asked}.values())
 
 
 def spent(readings: Any) -> float:

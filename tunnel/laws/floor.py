@@ -24,7 +24,7 @@ ALPHA = 0.29  # prior's centre: MiniCPM's average  *from paper*
 SPREAD = 0.10  # prior's width: Chinchilla .35, Step Law's and OLMo's tables .2 to .35  *assumed*
 NOISE = 0.003  # of log loss: a seed at the size of a demo, 0.24%  *measured*, SCIENCE.md §5
 GRID = np.linspace(0.02, 0.60, 117)
-SIZES = 3
+SIZES = FREE
 
 select = size.select
 

@@ -45,20 +45,12 @@ def page(seen: load.Opened) -> None:
             "fits it when it is done.",
         )
         return
+    show.old(fit, seen, "tunnel fit")
     show.figure(law_figures.law(fit, seen.check), "law")
     if fit["holdouts"]:
         show.figure(law_figures.holdouts(fit), "holdouts")
     st.subheader("Forms that were tried")
     st.table(table(fit).map(show.plain), hide_index=True)
-    if (
-        len(seen.complete)
-        and seen.recommendation
-        and seen.recommendation.get("readings_hash") not in (None, fit.get("readings_hash"))
-    ):
-        st.info(
-            "The recommendation rests on an earlier fit than this one; `tunnel recommend` renews it.",
-            icon=":material/update:",
-        )
 
 
 def ladder_of(seen: load.Opened) -> str | None:
@@ -66,4 +58,5 @@ def ladder_of(seen: load.Opened) -> str | None:
     return names[-1] if names else None
 
 
-page(show.opened())
+if __name__ == "__main__":  # Streamlit runs a page as a script
+    page(show.opened())

@@ -63,4 +63,5 @@ def page(seen: load.Opened) -> None:
         )
 
 
-page(show.opened())
+if __name__ == "__main__":  # Streamlit runs a page as a script
+    page(show.opened())

@@ -96,4 +96,5 @@ def page(seen: load.Opened) -> None:
     st.caption("How to read this: losses are in nats per token; error is forecast ÷ measured − 1.")
 
 
-page(show.opened())
+if __name__ == "__main__":  # Streamlit runs a page as a script
+    page(show.opened())

@@ -53,4 +53,5 @@ def page(seen: load.Opened) -> None:
             ladder(seen, stage)
 
 
-page(show.opened())
+if __name__ == "__main__":  # Streamlit runs a page as a script
+    page(show.opened())

@@ -114,6 +114,7 @@ def page(seen: load.Opened) -> None:
             "`tunnel recommend` makes it from the finished ladder, and registers its forecast before the target.",
         )
         return
+    show.old(told, seen, "tunnel recommend")
     cards(told)
     downloads(seen.root)
     st.subheader("Cautions")
@@ -140,4 +141,5 @@ def page(seen: load.Opened) -> None:
         st.markdown(f"- {show.plain(line)}")
 
 
-page(show.opened())
+if __name__ == "__main__":  # Streamlit runs a page as a script
+    page(show.opened())

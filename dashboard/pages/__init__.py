@@ -1,1 +1,0 @@
-"""One script per page; each shows the study that the sidebar has chosen."""

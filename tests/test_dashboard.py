@@ -1,0 +1,397 @@
+"""The dashboard on real folders: finished, running, just begun, broken, gone; in AppTest and in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("streamlit")
+
+from streamlit.testing.v1 import AppTest
+
+from dashboard import launch, load, show
+from dashboard.app import PAGES
+from tunnel import forecasts, recommend, store, sweep
+from tunnel import launch as full_size
+from tunnel.errors import UserError
+
+HERE = Path(__file__).parent.parent
+APP = str(HERE / "dashboard" / "app.py")
+CHROMIUM = Path("/usr/bin/chromium")
+ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The calibration study, swept, recommended, trained and checked."""
+    study, root = HERE / "studies" / "calibration.toml", tmp_path_factory.mktemp("runs") / "calibration"
+    asked, keep = sweep.located(study, root)
+    sweep.freeze(study, asked, keep)
+    sweep.sweep(asked, keep)
+    recommend.recommend(asked, keep)
+    full_size.train(asked, keep)
+    forecasts.check(keep, asked.target[0].name)
+    bundle = root / "export" / "hf"
+    bundle.mkdir(parents=True)
+    (bundle / "config.json").write_text("{}")
+    return root
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "calibration", ignore=shutil.ignore_patterns("trunks")))
+
+
+def cut(root: Path, keep: int) -> Path:
+    """A study as it was after its first `keep` records."""
+    records = sorted((root / "records").glob("*.json"), key=lambda p: json.loads(p.read_text())["started"])
+    for path in records[keep:]:
+        path.unlink()
+    for name in ("recommendation.json", "check.json", "forecasts.jsonl", "target.json", "readings.parquet"):
+        (root / name).unlink()
+    shutil.rmtree(root / "fits")
+    return root
+
+
+def running(root: Path) -> Path:
+    """Puts the marks of a sweep into the folder; its driver is the process above this one."""
+    lock = {"host": socket.gethostname(), "pid": os.getppid(), "since": store.now()}
+    progress = {
+        "stage": "ladder",
+        "when": store.now(),
+        "planned": 15,
+        "finished": 3,
+        "best": 3.1,
+        "flops": {"planned": 4e15, "done": 1e15},
+        "seconds": 10.0,
+        "running": {
+            "3": {"what": "64×4 lr 0.01", "phase": "trunk", "tokens": 10, "of": 40, "loss": 3.5},
+            "4": {"what": "64×4 <b>lr</b>", "tokens": 0, "of": 40, "loss": None},
+        },
+    }
+    store.write_json(root / "driver.lock", lock)
+    store.write_json(root / "progress.json", progress)
+    return root
+
+
+def look(monkeypatch: pytest.MonkeyPatch, folder: Path, page: str = "overview", **query: str) -> AppTest:
+    """A page as a visitor gets it."""
+    monkeypatch.setattr(sys, "argv", ["app.py", str(folder)])
+    app = AppTest.from_file(APP, default_timeout=60)
+    for name, value in query.items():
+        app.query_params[name] = value
+    app.run()
+    if page != "overview":
+        app.switch_page(f"app_pages/{page}.py").run()
+    return app
+
+
+def words(app: AppTest) -> str:
+    shown = [*app.markdown, *app.caption, *app.subheader, *app.warning, *app.info, *app.title, *app.metric]
+    return "\n".join(f"{getattr(e, 'label', '')} {e.value}" for e in shown)
+
+
+def charts(app: AppTest) -> int:
+    return len(app.get("plotly_chart"))
+
+
+# every page, on every kind of folder
+
+FINISHED = {"overview": 1, "valleys": 2, "curves": 2, "laws": 2, "recommendation": 0}  # figures
+
+
+@pytest.mark.parametrize(("page", "figures"), FINISHED.items())
+def test_a_finished_study(finished: Path, monkeypatch: pytest.MonkeyPatch, page: str, figures: int) -> None:
+    app = look(monkeypatch, finished, page)
+    assert not app.exception
+    assert not app.error
+    assert charts(app) == figures
+    assert words(app).count("How to read this") >= figures
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("kept", [0, 30])
+def test_a_study_in_progress(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str, kept: int) -> None:
+    app = look(monkeypatch, running(cut(copied, kept)), page)
+    assert not app.exception
+    assert not app.warning
+    assert app.get("progress")[0].value == 25
+    assert "30 s left" in app.get("progress")[0].text
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_study_that_only_just_began(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    shutil.copy(finished / "study.toml", tmp_path)
+    app = look(monkeypatch, tmp_path, page)
+    assert not app.exception
+    assert not app.warning
+    assert "yet" in words(app)
+    assert charts(app) == 0
+
+
+def test_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        app = look(monkeypatch, folder)
+        assert not app.exception
+        assert "There is no study here yet" in words(app)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_folder_that_is_half_there(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    for name in ("recommendation.json", "fits/ladder.json", "check.json"):
+        text = (copied / name).read_text()
+        (copied / name).write_text(text[: len(text) // 2])
+    record, *_ = sorted((copied / "records").glob("*.json"))
+    record.write_text("{")
+    for curve in (copied / "curves").glob("*.parquet"):
+        curve.write_bytes(curve.read_bytes()[:100])
+    (copied / "optuna.db").write_bytes(b"no database")
+    app = look(monkeypatch, copied, page)
+    assert not app.exception
+    assert len(app.warning) == 1
+    for name in ("recommendation", "fits/ladder", "check", record.stem):
+        assert name in app.warning[0].value.replace("\\", "")
+
+
+def test_values_of_the_wrong_kind_are_problems_not_crashes(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write_json(copied / "recommendation.json", ["not", "an", "object"])
+    store.write_json(copied / "fits" / "ladder.json", {"minima": []})
+    store.write_json(copied / "progress.json", 3)
+    (copied / "study.resolved.json").write_text("[]")
+    for page in PAGES:
+        assert not look(monkeypatch, copied, page).exception
+
+
+def test_a_folder_that_is_deleted_while_it_is_looked_at(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = look(monkeypatch, copied.parent)
+    shutil.rmtree(copied)
+    app.run()
+    assert not app.exception
+    assert "There is no study here yet" in words(app)
+
+
+def test_a_sweep_that_died_is_not_called_running(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = running(cut(copied, 30))
+    (root / "driver.lock").unlink()
+    app = look(monkeypatch, root)
+    assert not app.exception
+    assert "The sweep stopped" in app.info[0].value
+    assert not app.get("progress")
+
+
+@pytest.mark.parametrize("page", ["laws", "recommendation"])
+def test_a_result_of_fewer_readings_is_called_old(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    assert not look(monkeypatch, copied, page).info
+    next((copied / "records").glob("*.json")).unlink()
+    assert "newer readings" in look(monkeypatch, copied, page).info[0].value
+
+
+# what it says is what the commands say
+
+
+def test_the_overview_says_what_status_and_check_say(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {m.label: m.value for m in look(monkeypatch, finished).metric}
+    status = sweep.status(*sweep.frozen(finished))
+    check = store.read_json(finished / "check.json")
+    assert said["State"] == status["state"] == "complete"
+    assert said["Finished trials"] == f"{status['trials']['complete']} of {status['trials']['planned']}"
+    assert said["Finished models"] == str(status["readings"])
+    assert said["Measured (nats/token)"] == f"{check['measured']:.3f}"
+    assert said["Verdict"] == ("inside" if check["inside"] else "outside")
+
+
+def test_the_recommendation_shows_every_setting_and_caution(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = store.read_json(finished / "recommendation.json")
+    app = look(monkeypatch, finished, "recommendation")
+    table = app.table[0].value
+    assert sorted(s.replace("\\", "") for s in table.setting) == sorted(told["settings"])
+    assert [w.value.replace("\\", "") for w in app.warning] == told["cautions"]
+    names = [d.proto.label for d in app.get("download_button")]
+    assert names == ["recommendation.json", "Bundle for hf (zip)"]
+
+
+def test_the_study_lives_in_the_address(finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = copied.parent / "other"
+    shutil.copytree(copied, other)
+    app = look(monkeypatch, copied.parent, study="other")
+    assert app.selectbox(key="study").value == "other"
+    app.selectbox(key="study").select("calibration").run()
+    assert app.query_params["study"] == "calibration"
+    app.switch_page("app_pages/laws.py").run()
+    assert app.selectbox(key="study").value == "calibration"
+    gone = look(monkeypatch, copied.parent, study="nothing <b>here</b>")
+    assert not gone.exception
+    assert "no study nothing" in gone.warning[0].value
+
+
+@pytest.mark.parametrize("name", ["a*b*_c_[x](http://y)", "<script>", ":material/delete: $x$", "# head", "`code`"])
+def test_names_are_shown_as_they_are(name: str) -> None:
+    assert show.plain(name).replace("\\", "") == name
+    assert all(f"\\{c}" in show.plain(name) for c in set(name) & set("*_[]<>#`$:"))
+
+
+# reading
+
+
+def test_looking_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in copied.rglob("*") if p.is_file()}
+    for page in PAGES:
+        look(monkeypatch, copied, page)
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in copied.rglob("*") if p.is_file()} == before
+
+
+def test_a_new_record_is_seen_and_an_old_one_is_cached(copied: Path) -> None:
+    one, two = sorted((copied / "records").glob("*.json"))[:2]
+    text = two.read_text()
+    two.unlink()
+    first = load.opened(copied).readings
+    assert two.stem not in set(first.fingerprint)
+    store.write_text(two, text)
+    assert {one.stem, two.stem} <= set(load.opened(copied).readings.fingerprint)
+
+
+def test_a_bundle_is_packed_without_what_its_links_point_to(copied: Path) -> None:
+    (copied / "export" / "hf" / "secret").symlink_to("/etc/passwd")
+    folder, size = load.bundle(copied) or (Path(), 0)
+    assert size == 2
+    assert zipfile.ZipFile(io.BytesIO(load.packed(folder))).namelist() == ["config.json"]
+
+
+def test_no_torch_and_no_ray_in_the_dashboards_process(finished: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['app.py', sys.argv[1]]\n"
+        "from streamlit.testing.v1 import AppTest\n"
+        f"app = AppTest.from_file({APP!r}, default_timeout=60).run()\n"
+        "assert not app.exception\n"
+        f"for page in {list(PAGES)!r}:\n"
+        "    assert not app.switch_page(f'app_pages/{page}.py').run().exception\n"
+        "print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(finished)], capture_output=True, text=True, check=True, cwd=HERE
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# the launcher
+
+
+def test_the_launcher_sets_what_is_not_safe_by_default(tmp_path: Path) -> None:
+    flags = launch.command(tmp_path, 9999)
+    for flag in (
+        "--server.address=127.0.0.1",
+        "--server.enableCORS=true",
+        "--server.enableXsrfProtection=true",
+        "--client.showErrorDetails=none",
+        "--browser.gatherUsageStats=false",
+        "--server.allowedHosts=127.0.0.1",
+    ):
+        assert flag in flags
+    assert flags[-1] == str(tmp_path)
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "example.com", ""])
+def test_the_launcher_refuses_an_address_that_others_reach(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UserError, match="loopback"):
+        launch.command(tmp_path, 9999, address)
+
+
+def test_the_launcher_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no folder"):
+        launch.serve(tmp_path / "nowhere", 9999)
+
+
+# a real server
+
+
+@pytest.fixture(scope="module")
+def served(finished: Path) -> Iterator[str]:
+    """The finished study's folder on loopback, as `tunnel dashboard` serves it."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = subprocess.Popen(
+        launch.command(finished.parent, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(150):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health"):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "answered"),
+    [
+        ("127.0.0.1", "http://127.0.0.1", True),
+        ("evil.example", "http://evil.example", False),
+        ("127.0.0.1", "http://evil.example", False),
+    ],
+)
+def test_only_our_own_pages_get_data(served: str, host: str, origin: str, answered: bool) -> None:
+    """A page elsewhere, or one that rebinds its name to loopback, opens no stream."""
+    port = int(served.rsplit(":", 1)[1])
+    lines = [
+        "GET /_stcore/stream HTTP/1.1",
+        f"Host: {host}:{port}",
+        f"Origin: {origin}:{port}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    ]
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as s:
+        s.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        status = s.recv(100).split(b"\r\n")[0].decode()
+    assert ("101" in status) == answered, status
+
+
+def test_a_real_browser_opens_every_page(served: str, tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM.exists():
+        pytest.skip(f"{CHROMIUM} is not installed")
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
+        view = browser.new_page(viewport={"width": 1280, "height": 1000})
+        errors: list[str] = []
+        view.on("pageerror", lambda e: errors.append(str(e)))
+        for page, (title, _) in reversed(PAGES.items()):  # the first visit is a deep link
+            view.goto(f"{served}/{'' if page == 'overview' else page}?study=calibration")
+            view.get_by_role("heading", name=title, exact=True).wait_for(timeout=30_000)
+            plots = view.locator(".js-plotly-plot .main-svg")
+            if FINISHED[page]:
+                plots.first.wait_for(timeout=30_000)
+            assert "study=calibration" in view.url
+            assert view.locator("[data-testid=stException]").count() == 0
+            assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        browser.close()
+    assert not errors

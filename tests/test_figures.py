@@ -1,0 +1,244 @@
+"""The dashboard's figures: pure functions of tables, each with a finding, units, and names for its colours."""
+
+from __future__ import annotations
+
+import doctest
+import itertools
+import math
+from types import ModuleType
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+pytest.importorskip("plotly")
+
+from dashboard import curve_figures, figures, law_figures, style
+
+GROUNDS = {"light": "#FFFFFF", "dark": "#191817"}  # Streamlit's two grounds  *measured here*
+# Machado, Oliveira and Fernandes 2009, severity 1.0, linear RGB  *from paper*
+BLIND = {
+    "neither": np.eye(3).tolist(),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+def ladder(lr_star: float = 0.01) -> pd.DataFrame:
+    """A ladder of 3 shapes, 2 rungs and 3 learning rates, on a known valley."""
+    rows = []
+    for (width, depth), d, factor in itertools.product([(32, 2), (48, 3), (64, 4)], [100_000, 200_000], [0.5, 1, 2]):
+        n, lr = 12 * depth * width**2, 0.01 * factor
+        loss = 1 + (n / 1e3) ** -0.3 + (d / 1e5) ** -0.5 + 0.05 * math.log(lr / lr_star) ** 2
+        rows.append(
+            {"stage": "ladder", "status": "complete", "width": width, "depth": depth, "N": n, "D": d, "lr": lr}
+            | {"loss": loss, "run": f"{width}-{factor}", "fingerprint": f"{width}-{factor}-{d}", "flops": 6.0 * n * d}
+            | {"warmup": 5000, "decay": 0.2, "decay_start": int(0.8 * d), "decay_shape": "linear", "min_ratio": 0.0}
+            | {"batch_tokens": 1000, "diverged_at": None}
+        )
+    return pd.DataFrame(rows)
+
+
+def fit(curved: bool = True) -> dict:
+    """A fit as fits/ladder.json holds it."""
+    rows = ladder()
+    low = rows[rows.lr == 0.01]
+    lows = [
+        {"width": r.width, "depth": r.depth, "N": r.N, "D": r.D, "C": r.flops, "loss": r.loss, "low": r.loss - 0.01}
+        | {"high": r.loss + 0.01, "lr": 0.01, "lrs": [0.005, 0.01, 0.02], "losses": [r.loss] * 3, "own": None}
+        for r in low.itertuples()
+    ]
+    curve = [{"N": n, "D": 2e5, "value": 3 - math.log10(n) / 5, "low": 1.5, "high": 3.0} for n in (2e4, 2e5, 2e6)]
+    return {
+        "stage": "ladder",
+        "minima": lows,
+        "surface": {"h": 0.02, "a": 0.0, "b": 0.0, "c": 0.0, "curved": curved},
+        "lr_drift": {"per_10x_N_octaves": -0.1, "per_10x_D_octaves": -0.4}
+        | {"N_low": -0.3, "N_high": 0.1, "D_low": -0.5, "D_high": -0.3},
+        "laws": {
+            "size": {"params": {"A": 2.0, "a": 0.04}, "status": "converged", "reason": "", "formula": "L = A·N^-a"}
+        },
+        "chosen": "size",
+        "rejected": ["chinchilla: worse"],
+        "holdouts": [
+            {"law": law, "axis": axis, "left_out": "", "N": 1e5, "D": 2e5, "measured": 2.0, "predicted": 2.1}
+            | {"error_percent": error, "distance": 0.3}
+            for law, axis, error in (("size", "N", 0.5), ("chinchilla", "N", -5.0), ("size", "D", -0.2))
+        ],
+        "forecast": {"target": "big", "N": 1e6, "D": 2e5, "value": 1.8, "low": 1.75, "high": 1.85, "law": "size"},
+        "curve": curve,
+    }
+
+
+CHECK = {"target": "big", "measured": 1.83, "inside": True, "error_percent": -1.6}
+
+
+def search(diverged: bool = True) -> pd.DataFrame:
+    rows = ladder().assign(stage="shape", decay=np.linspace(0.1, 0.4, 18), flops=1e12)
+    rows.loc[3, ["status", "loss"]] = ["diverged" if diverged else "complete", math.nan if diverged else 2.0]
+    return rows
+
+
+def curve(start: int, end: int, rows: int = 50) -> pd.DataFrame:
+    tokens = np.linspace(start, end, rows)
+    return pd.DataFrame({"tokens": tokens, "loss": 5 - np.log10(tokens + 1) / 2})
+
+
+def trunk_rows() -> pd.DataFrame:
+    rows = ladder()
+    return rows[rows["run"] == "32-1"]
+
+
+FIGURES = {
+    "valleys, running": lambda: figures.valleys(ladder()),
+    "valleys": lambda: figures.valleys(ladder(), fit()),
+    "valleys, relative": lambda: figures.valleys(ladder(), fit(), relative=True),
+    "valleys, one reading": lambda: figures.valleys(ladder().head(1)),
+    "valleys, flat": lambda: figures.valleys(ladder(), fit(curved=False), relative=True),
+    "searched": lambda: figures.searched(search(), ["lr", "decay", "width", "decay_shape"], {}, "shape"),
+    "searched, fitted": lambda: figures.searched(search(False), ["lr"], EVIDENCE, "shape"),
+    "searched, one trial": lambda: figures.searched(search().head(1), ["lr", "warmup"], {}, "shape"),
+    "aspect": lambda: figures.aspect(search(False), "shape"),
+    "progress": lambda: curve_figures.progress(ladder()),
+    "tree": lambda: curve_figures.tree(trunk_rows(), curve(0, 160_000), FORKS),
+    "tree, no curves": lambda: curve_figures.tree(trunk_rows(), None, {}),
+    "tree, diverged": lambda: curve_figures.tree(trunk_rows().assign(loss=math.nan), curve(0, 9000), {}),
+    "fan": lambda: curve_figures.fan([("32×2", 0.01, curve(0, 9000)), ("48×3", 0.02, curve(0, 9000))], "ladder", 2),
+    "law": lambda: law_figures.law(fit()),
+    "law, checked": lambda: law_figures.law(fit(), CHECK),
+    "holdouts": lambda: law_figures.holdouts(fit()),
+}
+EVIDENCE = {"lr": {"value": 0.01, "low": 0.008, "high": 0.012, "source": "valley's fitted minimum", "caution": ""}}
+FORKS = {"32-1-100000": curve(80_000, 100_000), "32-1-200000": curve(160_000, 200_000)}
+UNITLESS = {"decay_shape", "trial"}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_can_be_read_without_its_author(name: str) -> None:
+    fig = FIGURES[name]()
+    assert fig.layout.title.text
+    read = fig.layout.meta["read"]
+    assert read.endswith(".")
+    assert read.count(". ") == 0  # one sentence
+    fig.to_json()
+    axes = [a for k, a in fig.to_dict()["layout"].items() if k.startswith(("xaxis", "yaxis"))]
+    for axis in axes:
+        title = (axis.get("title") or {}).get("text")
+        shared = axis.get("matches") or axis.get("showticklabels") is False
+        assert shared or (title and (title in UNITLESS or "(" in title or "÷" in title or title == "tokens")), axis
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_colour_is_named_in_the_legend(name: str) -> None:
+    fig = FIGURES[name]()
+    named = {t.legendgroup or t.name for t in fig.data if t.showlegend is not False}
+    for t in fig.data:
+        assert (t.legendgroup or t.name) in named or t.marker.symbol == figures.RING["symbol"]
+
+
+@pytest.mark.parametrize(("ground", "colour"), itertools.product(GROUNDS, style.PALETTE))
+def test_colours_stand_out_from_both_grounds(ground: str, colour: str) -> None:
+    assert contrast(colour, GROUNDS[ground]) >= 3  # WCAG 2.2, 1.4.11: graphics
+
+
+@pytest.mark.parametrize(("eye", "pair"), itertools.product(BLIND, itertools.combinations(style.PALETTE, 2)))
+def test_colours_stay_apart_for_red_green_blind_eyes_too(eye: str, pair: tuple[str, str]) -> None:
+    a, b = (lab(np.array(BLIND[eye]) @ linear(c)) for c in pair)
+    assert np.linalg.norm(a - b) >= 10  # ΔE 1976: a just visible step is about 2.3
+
+
+def linear(colour: str) -> np.ndarray:
+    v = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055) ** 2.4)
+
+
+def contrast(a: str, b: str) -> float:
+    y = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) + 0.05 for c in (a, b))
+    return y[1] / y[0]
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    m = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(np.clip(m @ np.clip(rgb, 0, 1), 0, None) / [0.9505, 1.0, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def test_the_drawn_valley_goes_through_its_readings() -> None:
+    """A known valley: the fitted line, drawn from the fit alone, passes the readings it was made of."""
+    told = fit() | {"surface": {**fit()["surface"], "h": 0.0}}
+    line = next(t for t in figures.valleys(ladder(), told).data if t.mode == "lines")
+    assert np.allclose(line.y, line.y[0])  # no curvature, no valley
+    rises = figures.above_minimum(ladder(), fit())[0]
+    assert rises[rises.lr == 0.01].loss.abs().max() < 1e-9
+    assert (rises[rises.lr != 0.01].loss > 0).all()
+
+
+def test_the_lr_panel_is_the_schedule() -> None:
+    r = trunk_rows().iloc[0]
+    at, m = curve_figures.multipliers(r)
+    by = dict(zip(at.tolist(), m, strict=True))
+    assert by[0] == pytest.approx(0.2)  # (s + 1)/W with 5 steps of warmup
+    assert by[80_000] == 1.0
+    assert by[100_000] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("check", "said"),
+    [
+        (None, "not yet measured"),
+        (CHECK, "measured 1.830, inside the interval, 1.60% off"),
+        (CHECK | {"inside": False}, "outside the interval"),
+        (CHECK | {"target": "another"}, "not yet measured"),
+        (CHECK | {"measured": None}, "not yet measured"),
+    ],
+)
+def test_the_law_says_what_became_of_its_forecast(check: dict | None, said: str) -> None:
+    fig = law_figures.law(fit(), check)
+    assert said in fig.layout.meta["finding"]
+    assert any(t.name == "measured" for t in fig.data) == ("not yet" not in said)
+
+
+@pytest.mark.parametrize(
+    ("octaves", "low", "high", "said"),
+    [
+        (-0.4, -0.5, -0.3, "falls by 0.40 octaves per tenfold D (0.30 to 0.50)"),
+        (0.4, 0.3, 0.5, "rises by 0.40 octaves per tenfold D (0.30 to 0.50)"),
+        (-0.1, -0.3, 0.1, "does not clearly move with D (-0.30 to +0.10 octaves per tenfold)"),
+        (-0.1, None, None, "moves -0.10 octaves per tenfold D"),
+    ],
+)
+def test_findings_are_no_surer_than_their_interval(octaves: float, low: float, high: float, said: str) -> None:
+    assert figures.movement(octaves, low, high, "D") == said
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.003, 0.06), (0.01, 0.011), (1e3, 1e9), (0.5, 2.0), (0.008, 0.033)])
+def test_log_axes_have_ticks_that_do_not_crowd(low: float, high: float) -> None:
+    axis = style.log_axis("lr (per step)", low, high)
+    ticks, ends = np.log10(axis["tickvals"]), axis["range"]
+    assert 3 <= len(ticks) <= 8
+    assert ends[0] <= ticks.min() <= ticks.max() <= ends[1]
+    assert len(set(axis["ticktext"])) == len(ticks)
+    assert np.diff(ticks).min() >= (ends[1] - ends[0]) / 12
+
+
+def test_names_are_text_and_never_markup() -> None:
+    rows = ladder().assign(stage="<b>x</b>")
+    fig = figures.aspect(rows, "<img src=x onerror=alert(1)>")
+    assert "<img" not in fig.layout.title.text
+    assert isinstance(fig, go.Figure)
+
+
+def test_long_curves_are_thinned_and_keep_their_mean() -> None:
+    long = curve(0, 1_000_000, 10_007)
+    thin = curve_figures.thinned(long)
+    assert len(thin) <= curve_figures.POINTS
+    assert thin.loss.mean() == pytest.approx(long.loss.mean(), rel=1e-3)
+    assert curve_figures.thinned(thin) is thin
+
+
+@pytest.mark.parametrize("module", [style, figures])
+def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
+    found = doctest.testmod(module)
+    assert found.attempted
+    assert not found.failed
