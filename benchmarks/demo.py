@@ -36,9 +36,10 @@ def main() -> int:
         check, told = found["check"], found["recommendation"]
         width = 50 * (check["high"] - check["low"]) / check["forecast"]
         rows.append((seed, told, check, width))
+        found_lr = told["settings"]["lr"]["value"]
         print(
-            f"seed {seed}: law {told['law']}, lr {told['settings']['lr']['value']:.4g}, "
-            f"forecast {check['forecast']:.4f}, measured {check['measured']:.4f}, error {check['error_percent']:+.2f}%, interval ±{width:.1f}%, "
+            f"seed {seed}: law {told['law']}, lr {found_lr:.4g}, forecast {check['forecast']:.4f}, "
+            f"measured {check['measured']:.4f}, error {check['error_percent']:+.2f}%, interval ±{width:.1f}%, "
             f"{'inside' if check['inside'] else 'outside'}, {time.monotonic() - began:.0f} s",
             flush=True,
         )

@@ -112,7 +112,7 @@ def log_ticks(low: float, high: float) -> dict[str, list[float] | list[str]]:
         for x in (s * 10.0**d for d in decades for s in steps):
             if low / 1.001 <= x <= high * 1.001 and all(abs(math.log10(x / y)) >= apart for y in found):
                 found.append(x)
-        if len(found) >= 4:
+        if len(found) >= 3:
             break
     return {"tickvals": sorted(found), "ticktext": [short(x) for x in sorted(found)]}
 

@@ -51,7 +51,8 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
     resolved = store.read_json(keep.path("study.resolved.json"), {})["stages"][stage.name]
     refuse_short(goal, fit)
     rows = tuned.of_stage(readings, stage.name)
-    values = {**plan.values_of(asked, stage, resolved["handed_on"]), "lr": fit["lr"]["value"], "warmup": int(rows.warmup.max())}
+    tuned_to = {"lr": fit["lr"]["value"], "warmup": int(rows.warmup.max())}  # the ladder's own warmup, cut or not
+    values = {**plan.values_of(asked, stage, resolved["handed_on"]), **tuned_to}
     corpus_hash = str(rows.iloc[0].corpus_hash)
     run = plan.target_trial(asked, goal, values, corpus_hash).runs[0]
     family = families.load(asked.family)

@@ -6,9 +6,11 @@ manifest holds its files' hashes. No pickle anywhere.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -106,6 +108,7 @@ class Store:
         return self.path("trunks", trunk, f"{tokens:015d}")
 
     def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         final = self.checkpoint(trunk, tokens)
@@ -122,6 +125,9 @@ class Store:
                 with open(f, "rb") as handle:
                     os.fsync(handle.fileno())
             os.rename(temporary, final)
+        except SafetensorError as e:  # a full disk, in its words: "I/O error: ... (os error 28)"
+            code = re.search(r"os error (\d+)", str(e))
+            raise OSError(int(code[1]) if code else errno.EIO, str(e), str(final)) from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
