@@ -77,8 +77,7 @@ class Alive:
     @property
     def left(self) -> float | None:
         """Seconds left of this stage at its pace so far; None before there is one."""
-        planned, done = (self.progress["flops"][k] for k in ("planned", "done"))
-        return max(planned - done, 0.0) / done * self.progress["seconds"] if done else None
+        return self.progress["eta_seconds"]
 
     @property
     def share(self) -> float:

@@ -88,6 +88,7 @@ def running(root: Path) -> Path:
         "best": 3.1,
         "flops": {"planned": 4e15, "done": 1e15},
         "seconds": 10.0,
+        "eta_seconds": 30.0,
         "running": {
             "3": {"what": "64×4 lr 0.01", "phase": "trunk", "tokens": 10, "of": 40, "loss": 3.5},
             "4": {"what": "64×4 <b>lr</b>", "tokens": 0, "of": 40, "loss": None},

@@ -48,9 +48,7 @@ def ladder() -> dict[str, np.ndarray]:
         for i, n in enumerate(LADDER_N.values())
         for d, loss in zip(LADDER_D, LADDER_LOSS[i], strict=True)
     ]
-    return laws.columns(
-        dict(zip(("N", "D", "loss", "run"), map(np.array, zip(*cells, strict=True)), strict=True))
-    )
+    return laws.columns(dict(zip(("N", "D", "loss", "run"), map(np.array, zip(*cells, strict=True)), strict=True)))
 
 
 def surface(p: dict[str, float], n: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -181,9 +179,7 @@ def test_fit_does_not_depend_on_units_or_row_order(law):
     exponents = [p for p in module.PARAMS if p not in ("E", "A", "B")]
     for other in (shuffled, billions):
         assert other.objective == pytest.approx(here.objective, rel=1e-8)
-        assert [other.params[p] for p in exponents] == pytest.approx(
-            [here.params[p] for p in exponents], rel=1e-5
-        )
+        assert [other.params[p] for p in exponents] == pytest.approx([here.params[p] for p in exponents], rel=1e-5)
     if "E" in module.PARAMS:
         assert billions.params["E"] == pytest.approx(here.params["E"] / np.log(2), rel=1e-5)
 
@@ -223,9 +219,7 @@ HOSTILE = {
         "0 rows",
     ),
     "int64 overflow": (
-        _points(
-            (N9 * 1000).astype(np.int64), (D9 * 1e7).astype(np.int64), surface(TRUTH, N9 * 1e3, D9 * 1e7)
-        ),
+        _points((N9 * 1000).astype(np.int64), (D9 * 1e7).astype(np.int64), surface(TRUTH, N9 * 1e3, D9 * 1e7)),
         "converged",
         "",
     ),
@@ -272,18 +266,12 @@ def test_optimal_shape_of_a_budget_is_the_numeric_minimum():
     n, d = chinchilla.optimal(TRUTH, flops)
     assert 6 * n * d == pytest.approx(flops)
     tried = n * np.geomspace(0.5, 2, 2001)[:, None]
-    assert tried[surface(TRUTH, tried, flops / 6 / tried).argmin(axis=0), [0, 1]] == pytest.approx(
-        n, rel=1e-3
-    )
+    assert tried[surface(TRUTH, tried, flops / 6 / tried).argmin(axis=0), [0, 1]] == pytest.approx(n, rel=1e-3)
 
 
 def test_minicpms_average_law_gives_its_tokens_per_parameter():
-    n, d = chinchilla.optimal(
-        {"A": 7.15e-2, "alpha": 0.29, "B": 0.300, "beta": 0.23}, 1e21 / 1e18
-    )  # billions
-    assert d / n == pytest.approx(
-        191.87, rel=0.05
-    )  # as printed; 183.9 from the rounded coefficients (SCIENCE.md §4)
+    n, d = chinchilla.optimal({"A": 7.15e-2, "alpha": 0.29, "B": 0.300, "beta": 0.23}, 1e21 / 1e18)  # billions
+    assert d / n == pytest.approx(191.87, rel=0.05)  # as printed; 183.9 from the rounded coefficients (SCIENCE.md §4)
 
 
 # --- the registry
@@ -364,9 +352,7 @@ def test_holdouts_expand_and_leave_out_whole_runs():
 def test_question_asked_by_a_target(n, d, axis):
     table = grid(TRUTH)
     assert (
-        backtest.question(
-            table, {"N": table["N"].max(keepdims=True) * n, "D": table["D"].max(keepdims=True) * d}
-        )
+        backtest.question(table, {"N": table["N"].max(keepdims=True) * n, "D": table["D"].max(keepdims=True) * d})
         == axis
     )
 
@@ -437,8 +423,7 @@ def test_intervals_widen_with_distance_and_noise():
     width = [
         np.log(f.high / f.low)
         for f in (
-            intervals.forecast("chinchilla", table, targets, misses=misses, noise=s, draws=100)
-            for s in (0, 0.01)
+            intervals.forecast("chinchilla", table, targets, misses=misses, noise=s, draws=100) for s in (0, 0.01)
         )
     ]
     assert (np.diff(width[0]) > 0).all()
@@ -461,9 +446,7 @@ def test_given_resamples_are_fitted_one_by_one_or_in_a_batch_alike():
     backwards = [laws.take(t, np.arange(16)[::-1]) for t in tables]
     rows = laws.take(table, size.select(table, TARGET))
     found = intervals.bootstrap("size", rows, size.fit(rows), resamples=tables).draws
-    alone = np.array(
-        [[size.fit(laws.take(t, size.select(t, TARGET))).params[p] for p in size.PARAMS] for t in tables]
-    )
+    alone = np.array([[size.fit(laws.take(t, size.select(t, TARGET))).params[p] for p in size.PARAMS] for t in tables])
     assert found == pytest.approx(alone, rel=1e-4)
     again = intervals.bootstrap("size", rows, size.fit(rows), resamples=iter(backwards)).draws
     assert again == pytest.approx(found)
@@ -478,9 +461,7 @@ def test_given_resamples_are_fitted_one_by_one_or_in_a_batch_alike():
 def test_rows_of_one_run_move_together():
     """Four forks of a trunk with one error tell less than four trunks: the interval must know."""
     rng = np.random.default_rng(0)
-    n, d = (
-        v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 8), np.geomspace(1e9, 1e11, 4), indexing="ij")
-    )
+    n, d = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 8), np.geomspace(1e9, 1e11, 4), indexing="ij"))
     loss = surface(TRUTH, n, d) * np.exp(np.repeat(rng.normal(0, 0.01, 8), 4))
     table = _points(n, d, loss)
     fit = chinchilla.fit(table)
@@ -545,9 +526,7 @@ def factorial(noise=0.001):
 FAR = {"N": np.array([1e9]), "D": np.array([1e11])}
 
 
-@pytest.mark.parametrize(
-    "table", [scattered(60, 1), scattered(400, 2), factorial()], ids=["few", "many", "cells"]
-)
+@pytest.mark.parametrize("table", [scattered(60, 1), scattered(400, 2), factorial()], ids=["few", "many", "cells"])
 def test_optimum_is_recovered_beyond_the_table(table):
     found, answer, ranges = optimum.settings(table, FAR, draws=60)
     best = optimum.predict(STEP, FAR)[0]

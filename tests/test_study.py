@@ -199,7 +199,7 @@ def test_small_that_names_nothing(study_file: Write, table: str, rule: str) -> N
     [
         ("trials = 4", "trials = 9", ""),
         ('tokens = "100k"', 'tokens = "100k"\nseeds = [0, 1]', ""),
-        ('["50k", "100k"]', '["50k", "100k", "200k"]', ""),
+        ('["50k", "100k"]', '["50k", "100k", "200k"]', "stage.ladder.rungs.tokens"),
         ("[[32, 2], [64, 4]]", "[[32, 2], [48, 3], [64, 4]]", ""),
         ("fan = [0.5, 1, 2]", "fan = [0.25, 0.5, 1, 2]", ""),
         ("[[target]]", '[small]\n"target.big.tokens" = "50k"\n[[target]]', ""),

@@ -154,9 +154,7 @@ def test_report_of_a_law(runs):
         "rejected",
     }
     assert keys <= set(report)
-    assert report["params"] == pytest.approx(
-        {"E": 1.8, "A": 400, "B": 900, "alpha": 0.34, "beta": 0.29}, rel=1e-4
-    )
+    assert report["params"] == pytest.approx({"E": 1.8, "A": 400, "B": 900, "alpha": 0.34, "beta": 0.29}, rel=1e-4)
     assert (report["law"], report["status"], report["n"]) == ("chinchilla", "converged", 20)
     for name, (low, high) in report["intervals"].items():
         assert low <= report["params"][name] <= high
@@ -193,14 +191,10 @@ def test_optimum_writes_settings(tmp_path):
     lr, batch = 0.003 * (n / 1e8) ** -0.3, 1e5 * (d / 1e10) ** 0.5
     x, y = rng.uniform(-1.5, 1.5, (2, 80))
     loss = truth(n, d) + 0.03 * x**2 + 0.02 * y**2
-    frame = pd.DataFrame(
-        {"N": n, "D": d, "lr": lr * np.exp(x), "batch_tokens": batch * np.exp(y), "loss": loss}
-    )
+    frame = pd.DataFrame({"N": n, "D": d, "lr": lr * np.exp(x), "batch_tokens": batch * np.exp(y), "loss": loss})
     frame.to_csv(tmp_path / "runs.csv", index=False)
     (tmp_path / "t.csv").write_text("name,N,D\na,1e9,1e11\n")
-    report = table.fit_report(
-        tmp_path / "runs.csv", law="optimum", predict=tmp_path / "t.csv", out=tmp_path / "p.csv"
-    )
+    report = table.fit_report(tmp_path / "runs.csv", law="optimum", predict=tmp_path / "t.csv", out=tmp_path / "p.csv")
     row = read_csv(tmp_path / "p.csv")[0]
     assert list(row) == [
         "name",

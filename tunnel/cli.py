@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from tunnel import __version__
-from tunnel.errors import BAD_INPUT, RESUMABLE, Stopped, UserError
+from tunnel.errors import BAD_INPUT, RESUMABLE, Stopped, UserError, about
 
 app = typer.Typer(
     add_completion=False,
@@ -55,7 +55,9 @@ def plan(study: StudyPath, out: Out = None, scale: Scale = "full", as_json: Json
     from tunnel import show, sweep
 
     asked, _ = sweep.located(study, out, small=small(scale))
-    say(planning.plan(asked), as_json, show.plan)
+    with about(study):
+        found = planning.plan(asked)
+    say(found, as_json, show.plan)
 
 
 @app.command()

@@ -139,8 +139,7 @@ def documents(data: Data) -> Iterator[Document]:
 def read(name: str, path: Path, column: str) -> Iterator[Document]:
     """Documents of one file: a txt is one, each row of jsonl and parquet is one."""
     if path.suffix in (".jsonl", ".parquet"):
-        import datasets
-
+        datasets = with_datasets()
         kind = "json" if path.suffix == ".jsonl" else "parquet"
         try:
             rows = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=True)
@@ -157,9 +156,16 @@ def read(name: str, path: Path, column: str) -> Iterator[Document]:
         raise UserError(f"is not UTF-8 at byte {e.start}", file=path) from None
 
 
-def hub(data: Data) -> Iterator[Document]:
-    import datasets
+def with_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError("needs the data extra: pip install 'hyperparameter-wind-tunnel[data]'", key="data") from None
+    return datasets
 
+
+def hub(data: Data) -> Iterator[Document]:
+    datasets = with_datasets()
     try:
         rows = datasets.load_dataset(data.corpus, split="train", streaming=True)
         for i, row in enumerate(rows):

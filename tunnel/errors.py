@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 BAD_INPUT = 2  # exit code of a user's mistake
 RESUMABLE = 75  # exit code of a stop that the same command continues (EX_TEMPFAIL)
@@ -34,6 +35,17 @@ class UserError(Exception):
         if self.choices:
             text += f"; choices: {', '.join(self.choices)}"
         return " ".join(text.split())
+
+
+@contextmanager
+def about(file: object) -> Iterator[None]:
+    """Names the file in a mistake that was found deeper, where the file is not known."""
+    try:
+        yield
+    except UserError as e:
+        if e.file is not None:
+            raise
+        raise UserError(e.rule, file=file, key=e.key, value=e.value, choices=e.choices) from None
 
 
 class Stopped(Exception):

@@ -103,7 +103,7 @@ def fit(asked: Study, goal: Target, table: Table) -> dict[str, Any]:
         "laws": {name: law_dict(name, lows, where) for name in {**choice.scores, choice.law: 0}},
         "chosen": choice.law,
         "scores": {k: v for k, v in choice.scores.items() if math.isfinite(v)},
-        "rejected": [f"{name}: {why}" for name, why in choice.rejected.items()],
+        "rejected": list(choice.rejected.values()),
         "holdouts": [holdout(m, lows) for m in choice.misses],
         "forecast": {
             "target": goal.name,

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,10 +59,14 @@ def cluster(address: str | None) -> Iterator[float]:
     mine = not ray.is_initialized()
     if mine:
         options: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, TimeoutError, ValueError) as e:
             raise UserError(f"no Ray cluster answers ({type(e).__name__})", key="--address", value=address) from None
+        if threading.current_thread() is threading.main_thread():
+            for s, handler in handlers.items():  # Ray's own handler of SIGTERM would abort the driver
+                signal.signal(s, handler)
     try:
         yield ray.cluster_resources().get("CPU", 1)
     finally:

@@ -198,7 +198,10 @@ def plan(study: Study) -> dict[str, Any]:
     for stage in study.stage:
         before = handed_on(study, stage)
         trials = sample_trials(study, stage, before)
-        trial(study, stage, {**values_of(study, stage, before), **trials[0].trunk.shape.model_dump(), **biggest(stage)})
+        values = {**values_of(study, stage, before), **trials[0].trunk.shape.model_dump(), **biggest(stage)}
+        if "warmup_share" in values:  # the longest that can be handed on
+            values["warmup"] = HANDED_ON_WARMUP
+        trial(study, stage, values)
         count = trials_planned(stage)
         stages.append(priced(study, stage.name, stage.kind, trials, count / len(trials)))
     check_targets(study)

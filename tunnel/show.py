@@ -87,8 +87,9 @@ def lines() -> sweep.Watch:
         said[live.stage] = -1 if over else clock
         share = min(live.now() / live.total, 1.0) if live.total else 1.0
         spent = clock - live.started
-        left = duration(spent * (1 - share) / share) if 0 < share < 1 else "0 s"
-        out.print(f"{live.stage}: {100 * share:.0f}%, {state(live)}, {duration(spent)} so far, ETA {left}")
+        left = live.left()
+        eta = "unknown" if left is None else duration(left)
+        out.print(f"{live.stage}: {100 * share:.0f}%, {state(live)}, {duration(spent)} so far, ETA {eta}")
 
     return watch
 

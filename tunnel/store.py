@@ -59,24 +59,31 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 
 def append(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """Adds a line to a hash chain: each holds the hash of the line before. Returns the entry as written."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    entry = {**entry, "previous": hashlib.sha256(lines[-1].encode()).hexdigest() if lines else None}
-    write_text(path, "\n".join([*lines, json.dumps(entry, sort_keys=True, allow_nan=False)]) + "\n")
+    """Adds a line to a hash chain: each holds its own hash, and that of the line before. Returns it as written."""
+    known = chain(path)
+    entry = {**entry, "previous": known[-1]["hash"] if known else None}
+    entry = {**entry, "hash": line_hash(entry)}
+    text = path.read_text() if path.exists() else ""
+    write_text(path, text + json.dumps(entry, sort_keys=True, allow_nan=False) + "\n")
     return entry
 
 
 def chain(path: Path) -> list[dict[str, Any]]:
     """The entries of a hash chain; raises UserError where a line was changed."""
     entries: list[dict[str, Any]] = []
-    before = None
     for i, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         entry = json.loads(line)
-        if entry["previous"] != before:
-            raise UserError("the hash chain is broken: a line before was changed", file=path, key=f"line {i}")
-        before = hashlib.sha256(line.encode()).hexdigest()
+        before = entries[-1]["hash"] if entries else None
+        if entry.get("previous") != before or entry.get("hash") != line_hash(entry):
+            raise UserError("the hash chain is broken: this line or one before was changed", file=path, key=f"line {i}")
         entries.append(entry)
     return entries
+
+
+def line_hash(entry: dict[str, Any]) -> str:
+    """Of an entry without its own hash."""
+    text = json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:

@@ -341,7 +341,7 @@ def parse(text: str, file: str | Path, *, small: bool = False) -> Study:
 
 
 def changes(before: Study, after: Study) -> str:
-    """The first key in which a revision does more than add trials, rungs, seeds, shapes or stages, or ""."""
+    """The first key in which a revision does more than add trials, seeds, shapes or stages, or ""."""
     return first_change(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
 
 
@@ -360,7 +360,7 @@ def first_change(a: Any, b: Any, key: str) -> str:
     return "" if a == b else key
 
 
-GROWS = {"stage", "target", "shapes", "seeds", "tokens", "tokens_per_param", "batches", "fan"}
+GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan"}
 
 
 def refuse_secrets(table: object, file: object, key: str = "") -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel import backends, families, plan, store, study, tuned
-from tunnel.errors import Stopped, UserError
+from tunnel.errors import Stopped, UserError, about
 from tunnel.forks import Event, Progress
 from tunnel.run import Record, Trial
 from tunnel.sampler import Asker, states
@@ -29,6 +29,7 @@ class Live:
     planned: int  # trials
     total: float  # FLOPs planned
     done: float = 0.0  # FLOPs of this stage that are trained or reused
+    reused: float = 0.0  # those that an earlier sweep trained
     finished: int = 0
     diverged: int = 0
     failed: int = 0
@@ -44,6 +45,11 @@ class Live:
         """FLOPs trained, the running trials' included."""
         return self.done + sum(r["tokens"] * r["flops_per_token"] for r in self.running.values())
 
+    def left(self) -> float | None:
+        """Seconds left of this stage at this sweep's pace; None before there is one."""
+        trained = self.now() - self.reused
+        return (time.monotonic() - self.started) * max(self.total - self.now(), 0.0) / trained if trained > 0 else None
+
     def snapshot(self) -> dict[str, Any]:
         """progress.json: what other readers of the folder may know while the sweep runs."""
         return {
@@ -54,6 +60,7 @@ class Live:
             "best": self.best,
             "flops": {"planned": self.total, "done": self.now()},
             "seconds": time.monotonic() - self.started,
+            "eta_seconds": self.left(),
             "running": {str(n): r for n, r in self.running.items()},
         }
 
@@ -87,8 +94,9 @@ def located(where: str | Path, out: str | Path | None = None, *, small: bool = F
 def opened(where: str | Path, out: str | Path | None = None, *, small: bool = False) -> tuple[Study, Store]:
     """The study and its folder, made and holding the frozen question; raises UserError before anything is written."""
     asked, keep = located(where, out, small=small)
-    plan.plan(asked)
-    plan.opened(asked)
+    with about(where):
+        plan.plan(asked)
+        plan.opened(asked)
     if Path(where).is_file():
         freeze(where, asked, keep, small=small)
     return asked, keep
@@ -190,6 +198,7 @@ class StageQueue:
         self.live = Live(stage.name, self.asker.planned, per_trial * self.asker.planned)
         for t in self.asker.answered().values():
             self.finish(t.value, t.user_attrs.get("diverged", False), per_trial)
+        self.live.reused = self.live.done
         self.running: dict[int, Trial] = {}
         self.records: dict[int, list[Record]] = {}
         self.shown = 0.0

@@ -75,8 +75,12 @@ def from_bowl(
         least, most = np.clip(np.exp([dip.low, dip.high]), low, high).tolist()
         return Setting(float(np.exp(dip.at)), least, most, f"valley's fitted minimum, {where}", "", behind)
     edge = dip is not None and dip.curved
-    why = "its fitted minimum lies outside the range: widen it" if edge else "the valley shows no curvature along it"
-    return Setting(winner, low, high, f"best trial, {where}", f"{name}: {why}", behind)
+    why = (
+        "its fitted minimum lies outside the range: widen it"
+        if edge
+        else "no curvature along it: add trials or widen the range"
+    )
+    return Setting(winner, low, high, f"best trial (low and high: the range tried), {where}", f"{name}: {why}", behind)
 
 
 def aspect(stage: Stage, readings: pd.DataFrame) -> Setting | None:
