@@ -363,11 +363,11 @@ def test_distance_is_in_decades_beyond_the_fit():
     assert backtest.distance(train, ask) == pytest.approx([0, 1, 1, 4, 2])
 
 
-def test_the_ladder_is_answered_by_size_and_the_forecast_holds():
+def test_the_ladder_is_answered_at_its_own_d_and_the_forecast_holds():
     choice = backtest.choose(ladder(), TARGET)
-    assert (choice.law, choice.axis) == ("size", "N")
-    assert choice.scores["size"] < choice.scores["chinchilla"]
-    assert {"chinchilla", "frontier"} == set(choice.rejected)
+    assert (choice.law, choice.axis) == ("floor", "N")
+    assert max(choice.scores["size"], choice.scores["floor"]) < choice.scores["chinchilla"]
+    assert {"chinchilla", "frontier", "size"} == set(choice.rejected)
     assert all(text.endswith(".") for text in choice.rejected.values())
     found = intervals.forecast(choice.law, ladder(), TARGET)
     assert abs(found.value[0] / MEASURED - 1) < 0.01
@@ -408,7 +408,7 @@ def test_porians_tuned_budgets_are_answered_by_the_frontier(condition):
 def test_one_point_is_forecast_by_nobody():
     one = _points([1e9], [1e10], [2.5])
     choice = backtest.choose(one, TARGET)
-    assert set(choice.rejected) | {choice.law} == {"chinchilla", "frontier", "size"}
+    assert set(choice.rejected) | {choice.law} == {"chinchilla", "floor", "frontier", "size"}
     assert np.isnan(intervals.forecast(choice.law, one, TARGET).value).all()
 
 

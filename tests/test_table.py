@@ -171,7 +171,7 @@ def test_predictions_keep_the_targets_rows_order_and_columns(runs, targets, tmp_
         assert float(row["predicted"]) == pytest.approx(truth(n, d), rel=1e-3)
         assert float(row["low"]) <= float(row["predicted"]) <= float(row["high"])
     assert report["law"] == "chinchilla"
-    assert {"frontier", "size"} == set(report["rejected"])
+    assert {"floor", "frontier", "size"} == set(report["rejected"])
     assert [row["predicted"] for row in report["predictions"]] == [float(row["predicted"]) for row in rows]
 
 

@@ -20,6 +20,8 @@ from tunnel.study import Stage, Study, Target
 from tunnel.valley import Surface
 
 Table = dict[str, np.ndarray]
+FORMS = ("chinchilla", "floor", "size")  # a ladder is a grid of shapes and rungs, not the path that a frontier needs
+RIVAL = 3.0  # a form that misses the hold-outs by up to this factor more is not clearly worse  *assumed*
 PATH = 25  # points of the curve from the smallest shape to beyond the target
 VALLEY_FREEDOM = 4  # of a rung's valleys: curvature and place, and how both move with N  *derived*
 BEYOND = 2.0  # how far beyond the target's N the curve is drawn
@@ -89,11 +91,13 @@ def fit(asked: Study, goal: Target, table: Table) -> dict[str, Any]:
     surface, draws = valley.by_rung(table), valley.bootstrap(table)
     lows = minima(surface)
     where = target_row(asked, goal)
-    choice = backtest.choose(lows, where)
+    choice = backtest.choose(lows, where, among=FORMS)
     noise = residual_noise(table, surface)
     resamples = [minima(s) for s in draws]
     wide = {k: np.append(path_of(lows, where)[k], where[k]) for k in ("N", "D", "C")}
-    told = intervals.forecast(choice.law, lows, wide, resamples=resamples, noise=noise)
+    rivals = tuple(n for n, s in choice.scores.items() if n != choice.law and s <= RIVAL * choice.scores[choice.law])
+    misses = backtest.own_misses(choice.law, lows, where, choice.axis, near=backtest.NEAR_D)
+    told = intervals.forecast(choice.law, lows, wide, resamples=resamples, misses=misses, noise=noise, rivals=rivals)
     return {
         "minima": rows_of(table, lows, surface, draws),
         "surface": {**{k: getattr(surface, k) for k in ("a", "b", "c", "curved")}, "h": float(surface.h[-1])},
@@ -104,7 +108,7 @@ def fit(asked: Study, goal: Target, table: Table) -> dict[str, Any]:
         "chosen": choice.law,
         "scores": {k: v for k, v in choice.scores.items() if math.isfinite(v)},
         "rejected": list(choice.rejected.values()),
-        "holdouts": [holdout(m, lows) for m in choice.misses],
+        "holdouts": [holdout(m, lows) for m in (*choice.misses, *longest_rung(lows))],
         "forecast": {
             "target": goal.name,
             "N": float(where["N"][0]),
@@ -211,6 +215,13 @@ def law_dict(name: str, lows: Table, where: Table) -> dict[str, Any]:
     }
 
 
+def longest_rung(lows: Table) -> list[backtest.Miss]:
+    """What L(N, D) misses the longest rung by when it is left out; the laws at one D cannot be asked."""
+    return [
+        m for fold in backtest.holdouts(lows, ("D",))[:1] for m in backtest.misses("chinchilla", lows, fold, fold.test)
+    ]
+
+
 def holdout(m: backtest.Miss, lows: Table) -> dict[str, Any]:
     measured = float(lows["loss"][m.row])
     return {
@@ -228,7 +239,8 @@ def holdout(m: backtest.Miss, lows: Table) -> dict[str, Any]:
 
 def last_of(parts: Any) -> dict[str, Any]:
     """The formula's inputs for the last row asked, which is the target."""
-    return {k: v[-1] if isinstance(v, list) and k != "misses" else v for k, v in parts.items()}
+    per_target = ("s", "d", "half_parameters", "half_holdouts", "half_rivals")
+    return {k: v[-1] if k in per_target else v for k, v in parts.items()}
 
 
 def shape_of(goal: Target) -> Shape:

@@ -161,12 +161,15 @@ def question(table: Table, targets: Table | None) -> str:
     return "C"
 
 
-def choose(table: Table, targets: Table | None = None, delta: float = DELTA) -> Choice:
-    """The law of the loss that does best, on equal cases, on the hold-outs that look like the question."""
+def choose(table: Table, targets: Table | None = None, delta: float = DELTA, among: tuple[str, ...] = ()) -> Choice:
+    """The law of the loss that does best, on equal cases, on the hold-outs that look like the question.
+
+    `among`: the forms that compete; all of them unless the caller knows that one does not fit the readings' design.
+    """
     table = columns(table)
     rejected: dict[str, str] = {}
     able = []
-    for name in (n for n in laws.names() if laws.get(n).KIND == "loss"):
+    for name in (n for n in among or laws.names() if laws.get(n).KIND == "loss"):
         law = laws.get(name)
         why = law.answers(table, targets) if targets is not None else _needs_targets(name)
         fit = None if why else law.fit(take(table, law.select(table, targets)), delta)
@@ -244,15 +247,20 @@ def free(name: str) -> int:
     return getattr(law, "FREE", len(law.PARAMS))
 
 
+def has_floor(name: str) -> bool:
+    """Whether a form ends at a loss above 0, as that of text does: preferred where hold-outs do not separate two."""
+    return "E" in laws.get(name).PARAMS
+
+
 def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, str]) -> Choice:
     """The lowest score, unless a form with fewer parameters is nearly as good."""
     able = list(found)
     scores = {name: score(ms) for name, ms in found.items()}
     folds = len({(m.axis, m.fold) for m in found[able[0]]})
-    margin = 1 + 1 / folds
+    margin = 1 + 2 / folds**2  # one fold is one draw: its errors may as well have been three times as large  *assumed*
     lowest = min(max(value, ALIKE) for value in scores.values())
     level = [n for n in able if scores[n] <= margin * lowest]  # none of them is clearly better
-    best = min(level, key=lambda n: (free(n), max(scores[n], ALIKE)))
+    best = min(level, key=lambda n: (free(n), not has_floor(n), max(scores[n], ALIKE)))
     cases = len(found[best])
     what = {"all": "all hold-outs"}.get(axis, f"the hold-outs by {axis}")
     for name in (n for n in able if n != best):
@@ -269,13 +277,18 @@ def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, s
     return Choice(best, axis, cases, scores, rejected, tuple(m for ms in found.values() for m in ms))
 
 
-def own_misses(name: str, table: Table, targets: Table | None, axis: str, delta: float = DELTA) -> tuple[Miss, ...]:
-    """All misses of one law on the hold-outs that look like the question: what its interval is made of."""
+def own_misses(
+    name: str, table: Table, targets: Table | None, axis: str, delta: float = DELTA, near: float = 1.0
+) -> tuple[Miss, ...]:
+    """All misses of one law on the hold-outs that look like the question: what its interval is made of.
+
+    `near`: the factor in D from the targets within which a law that holds at one D is asked too.
+    """
     table = columns(table)
     for asked in dict.fromkeys(("C" if name == "frontier" else axis, "all")):
         found: list[Miss] = []
         for fold in holdouts(table, AXES if asked == "all" else (asked,)):
-            found += misses(name, table, fold, _cases([name], table, fold, targets, near=1.0), delta)
+            found += misses(name, table, fold, _cases([name], table, fold, targets, near), delta)
         if found:
             return tuple(found)
     return ()

@@ -3,12 +3,13 @@ quadrature.
 
 In log loss, per target at distance d (decades beyond the fit):
 
-    half² = (t_p·s)² + (t_h·c·(d₀ + d)/d₀)² + (z·σ)²        interval = value·exp(± half)
+    half² = (t_p·s)² + max(t_h·c·(d₀ + d)/d₀, r)² + (z·σ)²   interval = value·exp(± half)
 
 s: spread of the law's log forecast over a bootstrap by run (forks of a trunk are not independent); c: root
 mean square of hold-out errors scaled back to the fit's edge, error·d₀/(d₀ + distance); σ: seed noise; t_p,
-t_h: Student quantiles at the runs' and the folds' degrees of freedom, z the normal's. Parameter noise alone
-covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
+t_h: Student quantiles at the runs' and the folds' degrees of freedom, z the normal's; r: how far the rivals'
+forecasts lie, the forms that the hold-outs do not clearly reject (0 where the caller names none); they count where
+they lie farther than the hold-out errors reach, which hold a form's own error already. Parameter noise alone covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
 hold-out errors contain parameter noise, t_p is Student's only where there are none. Measured on simulated 4 ×
 4 ladders: 95-99% inside at a nominal 90%.
 """
@@ -25,7 +26,7 @@ from tunnel import laws
 from tunnel.laws import DELTA, Array, Fit, Table, backtest, columns, take
 from tunnel.laws.backtest import NEAR, Miss
 
-FORMULA = "log half-width² = (t_p·s)² + (t_h·c·(d0 + d)/d0)² + (z·noise)²; interval = value·exp(± half-width)"
+FORMULA = "log half-width² = (t_p·s)² + max(t_h·c·(d0 + d)/d0, r)² + (z·noise)²; interval = value·exp(± half-width)"
 LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
 MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
@@ -139,13 +140,15 @@ def forecast(
     delta: float = DELTA,
     draws: int = DRAWS,
     seed: int = 0,
+    rivals: tuple[str, ...] = (),
 ) -> Forecast:
     """One law's forecast of the targets' loss with its 90% interval; NaN everywhere where the law cannot
     answer.
 
     table: all readings; targets: N, D (and C); resamples: tables like `table`, as the ladder's own bootstrap
     of its valleys draws them (else runs are re-weighted here); misses: hold-out errors (else taken here,
-    those that look like the question); noise: standard deviation of log loss over seeds.
+    those that look like the question); noise: standard deviation of log loss over seeds;
+    rivals: forms that the hold-outs do not clearly reject, whose distance widens the interval.
     """
     law = laws.get(name)
     table, targets = columns(table), columns(targets)
@@ -166,7 +169,8 @@ def forecast(
     t_p = z if misses else float(stdtrit(boot.degrees, 0.5 + LEVEL / 2))
     parameters = t_p * spread
     beyond = t_h * share * (NEAR + far) / NEAR
-    half = np.sqrt(parameters**2 + beyond**2 + (z * noise) ** 2)
+    apart = _apart(rivals, table, targets, value, delta)
+    half = np.sqrt(parameters**2 + np.fmax(beyond, apart) ** 2 + (z * noise) ** 2)
     parts = {
         "formula": FORMULA,
         "level": LEVEL,
@@ -176,9 +180,21 @@ def forecast(
         boot.by, "c": share, "t_h": t_h, "degrees_h": degrees, "d0": NEAR, "d": far.tolist(), "c_from": basis,
         "noise": noise, "z": z,
         "half_parameters": parameters.tolist(), "half_holdouts": beyond.tolist(), "half_noise": z * noise,
+        "rivals": list(rivals), "half_rivals": apart.tolist(),
         "misses": [asdict(m) for m in misses[:200]],
     }  # fmt: skip
     return Forecast(name, value, value * np.exp(-half), value * np.exp(half), far, parts)
+
+
+def _apart(rivals: tuple[str, ...], table: Table, targets: Table, value: Array, delta: float) -> Array:
+    """How far the farthest rival's log forecast lies from the chosen form's, per target."""
+    far = np.zeros(len(value))
+    for name in rivals:
+        law = laws.get(name)
+        fit = law.fit(take(table, law.select(table, targets)), delta)
+        if fit.usable:
+            far = np.fmax(far, np.abs(np.log(law.predict(fit.params, targets) / value)))
+    return far
 
 
 def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:
