@@ -27,7 +27,7 @@ from optuna.samplers import (
 from optuna.trial import FrozenTrial, TrialState
 
 from tunnel.run import Record, Trial
-from tunnel.space import Choice, Range, Scalar
+from tunnel.space import DIMENSIONS, Choice, Range, Scalar
 from tunnel.study import Stage
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -105,11 +105,7 @@ def grid(d: BaseDistribution) -> list[Any]:
 class Asker:
     """One stage's questions: asks candidates until all are asked, and is told what became of each."""
 
-    def __init__(
-        self, folder: Path, name: str, stage: Stage, candidates: list[dict[str, Scalar]] | None, seed: int
-    ) -> None:
-        from tunnel.space import DIMENSIONS
-
+    def __init__(self, folder: Path, stage: Stage, candidates: list[dict[str, Scalar]] | None, seed: int) -> None:
         self.stage, self.candidates, self.seeds = stage, candidates, list(stage.budget.seeds)
         if candidates is None:
             self.distributions = {k: distribution(a, DIMENSIONS[k].kind) for k, a in stage.axes.items()}
@@ -125,6 +121,7 @@ class Asker:
         self.study.sampler = sampler(stage.sampler.name, seed, self.distributions, len(self.trials()))
         self.study.set_metric_names(["loss"])
         self.asked: dict[int, optuna.Trial] = {}
+        self.given_up: set[tuple[int, int]] = set()  # slots that the machine failed; another sweep asks them again
         count = stage.budget.trials if candidates is None else len(candidates)
         self.planned = count * len(self.seeds)
         self.slots = [(i, s) for i in range(count) for s in self.seeds]  # (candidate, seed)
@@ -146,7 +143,7 @@ class Asker:
     def ask(self) -> Ask | None:
         """The next candidate, or None where all are asked."""
         taken = self.answered()
-        free = next((s for s in self.slots if s not in taken), None)
+        free = next((s for s in self.slots if s not in taken and s not in self.given_up), None)
         if free is None:
             return None
         candidate, seed = free
@@ -180,7 +177,7 @@ class Asker:
     def tell(self, number: int, outcome: Outcome, loss: float | None = None) -> None:
         """A trial's one final state: its last rung's loss; +inf with `diverged` where it diverged."""
         if outcome == "failed":
-            self.study.tell(number, state=TrialState.FAIL)
+            self.given_up.add(self.slot(self.study.tell(number, state=TrialState.FAIL)))
         elif outcome == "diverged":
             self.asked[number].set_user_attr("diverged", True) if number in self.asked else None
             self.study.tell(number, math.inf)

@@ -191,7 +191,7 @@ class StageQueue:
         self.base = plan.values_of(asked, stage, handed)
         self.family, self.body = families.load(asked.family), plan.body_of(asked)
         listed = plan.candidates(asked, stage, handed)
-        self.asker = Asker(keep.root, asked.question, stage, listed, asked.seed)
+        self.asker = Asker(keep.root, stage, listed, asked.seed)
         self.asker.reconcile(keep.record)
         priced = plan.sample_trials(asked, stage, handed)
         per_trial = sum(self.flops(t) for t in priced) / len(priced)

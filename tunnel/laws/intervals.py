@@ -9,7 +9,8 @@ s: spread of the law's log forecast over a bootstrap by run (forks of a trunk ar
 mean square of hold-out errors scaled back to the fit's edge, error·d₀/(d₀ + distance); σ: seed noise; t_p,
 t_h: Student quantiles at the runs' and the folds' degrees of freedom, z the normal's; r: how far the rivals'
 forecasts lie, the forms that the hold-outs do not clearly reject (0 where the caller names none); they count where
-they lie farther than the hold-out errors reach, which hold a form's own error already. Parameter noise alone covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
+they lie farther than the hold-out errors reach, which hold a form's own error already. Parameter noise alone
+covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
 hold-out errors contain parameter noise, t_p is Student's only where there are none. Measured on simulated 4 ×
 4 ladders: 95-99% inside at a nominal 90%.
 """
