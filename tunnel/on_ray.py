@@ -6,12 +6,10 @@ checkpoint on disk. Imported by `tunnel.backends` only, once the environment is 
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -32,8 +30,8 @@ OBJECT_STORE = 100 * 2**20  # bytes; trials pass nothing through it
 
 def run(queue: Queue, work: Work, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
     """Runs the queue empty on a cluster, as many trials at a time as fit. Raises Stopped where a disk was full."""
-    with cluster(address) as cpus, tempfile.TemporaryDirectory(prefix="tunnel-tune-") as scratch:
-        search = FromQueue(queue, work, max_concurrent or max(int(cpus // resources.cpus), 1))
+    search = FromQueue(queue, work, max_concurrent or max(int(cpus_of(address) // resources.cpus), 1))
+    with tempfile.TemporaryDirectory(prefix="tunnel-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(Proxy, {"CPU": resources.cpus, "GPU": resources.gpus}),
             tune_config=tune.TuneConfig(
@@ -51,13 +49,11 @@ def run(queue: Queue, work: Work, resources: Resources, address: str | None, max
         raise Stopped(search.stopped)
 
 
-@contextlib.contextmanager
-def cluster(address: str | None) -> Iterator[float]:
-    """Joins a cluster, or starts a local one; yields its CPUs."""
+def cpus_of(address: str | None) -> float:
+    """Joins a cluster, or starts a local one that lives as long as this process; returns its CPUs."""
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    mine = not ray.is_initialized()
-    if mine:
+    if not ray.is_initialized():
         options: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -67,11 +63,7 @@ def cluster(address: str | None) -> Iterator[float]:
         if threading.current_thread() is threading.main_thread():
             for s, handler in handlers.items():  # Ray's own handler of SIGTERM would abort the driver
                 signal.signal(s, handler)
-    try:
-        yield ray.cluster_resources().get("CPU", 1)
-    finally:
-        if mine:
-            ray.shutdown()
+    return ray.cluster_resources().get("CPU", 1)
 
 
 class FromQueue(Searcher):

@@ -164,7 +164,7 @@ def hand_on(asked: Study, stage: Stage, keep: Store) -> dict[str, Scalar]:
     path = keep.path("study.resolved.json")
     resolved = store.read_json(path, {"scale": "full", "stages": {}})
     if stage.name not in resolved["stages"]:
-        found = [tuned.best(asked, asked.stage_named(name), keep.readings()) for name in stage.after]
+        found = [tuned.best(asked.stage_named(name), keep.readings()) for name in stage.after]
         handed = {k: v for settings in found for k, v in settings.items()}
         resolved["stages"][stage.name] = {
             "handed_on": {k: s.value for k, s in handed.items()},

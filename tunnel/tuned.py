@@ -10,7 +10,7 @@ import pandas as pd
 
 from tunnel import valley
 from tunnel.space import SHAPE, Range, Scalar
-from tunnel.study import Stage, Study
+from tunnel.study import Stage
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def of_stage(readings: pd.DataFrame, stage: str) -> pd.DataFrame:
     return readings[(readings.stage == stage) & (readings.status == "complete")]
 
 
-def best(asked: Study, stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
+def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
     """The settings a search hands on: all it searched except shape, from the valley's fitted minimum."""
     found = of_stage(readings, stage.name)
     axes = {k: a for k, a in stage.axes.items() if k not in SHAPE}
