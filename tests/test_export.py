@@ -89,25 +89,8 @@ def recommended(run: RunSpec) -> dict[str, Any]:
     """A recommendation for a run, by hand: the fields that an export reads, and a few that it only hands on."""
     shape, body, s = run.trunk.shape, run.trunk.body, run.trunk.settings
     family = families.load(run.trunk.family)
-    groups = []
-    for pattern, role in family.ROLES.items():
-        by = transfer.scale(run.trunk.rules, role, shape.width / body.base_width, shape.depth / body.base_depth)
-        groups.append(
-            {
-                "role": role,
-                "pattern": pattern,
-                "lr": s.lr * by.lr,
-                "weight_decay": s.weight_decay * by.weight_decay,
-                "eps": s.eps * by.eps,
-                "init_std": 0.0 if role == "vector" else body.init_std * by.init_std,
-            }
-        )
-    multipliers = transfer.multipliers(
-        run.trunk.rules,
-        width=shape.width,
-        depth=shape.depth,
-        **body.model_dump(include={"base_width", "base_depth", "head_dim", "scale_emb", "scale_depth"}),
-    )
+    groups = [vars(g) for g in transfer.groups(run.trunk, family.ROLES)]
+    multipliers = transfer.multipliers(run.trunk.rules, shape, body)
     known = hasattr(family, "config_dict")
     return {
         "schema": 1,

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 
+from tunnel.run import Body, Shape
 from tunnel.transfer import ROLES, RULES, Multipliers, Role, Scale, multipliers, scale
 
-BASE: dict[str, Any] = {
-    "width": 256,
-    "depth": 8,
-    "base_width": 256,
-    "base_depth": 8,
-    "head_dim": 64,
-    "scale_emb": 12.0,
-    "scale_depth": 1.4,
-}
+BODY = Body(
+    head_dim=64,
+    base_width=256,
+    base_depth=8,
+    seq_len=32,
+    ffn_ratio=2.5,
+    scale_emb=12.0,
+    scale_depth=1.4,
+    init_std=0.1,
+    vocab=256,
+)
+BASE = Shape(width=256, depth=8)
 
 
 @pytest.mark.parametrize("rules", RULES)
 def test_all_rules_are_one_model_at_the_base_shape(rules: str) -> None:
-    assert multipliers(rules, **BASE) == Multipliers(12.0, pytest.approx(1.4 / math.sqrt(8)), 1 / 8, 1.0)
+    assert multipliers(rules, BASE, BODY) == Multipliers(12.0, pytest.approx(1.4 / math.sqrt(8)), 1 / 8, 1.0)
     for role in ROLES:
         assert scale(rules, role, 1.0, 1.0) == Scale(weight_decay=0.0 if role == "vector" else 1.0)
 
@@ -36,7 +39,7 @@ def test_all_rules_are_one_model_at_the_base_shape(rules: str) -> None:
     ],
 )
 def test_the_forward_pass_four_times_as_wide_and_deep(rules: str, residual: float, logits: float) -> None:
-    got = multipliers(rules, **{**BASE, "width": 1024, "depth": 32})
+    got = multipliers(rules, Shape(width=1024, depth=32), BODY)
     assert got.residual_multiplier == pytest.approx(residual)
     assert got.logits_scaling == logits
     assert (got.embedding_multiplier, got.attention_multiplier) == (12.0, 1 / 8)
@@ -70,4 +73,4 @@ def test_minicpm_is_a_width_rule() -> None:
 
 def test_an_unknown_rule_is_no_default() -> None:
     with pytest.raises(KeyError):
-        multipliers("mup", **BASE)
+        multipliers("mup", BASE, BODY)

@@ -61,7 +61,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
         family.flops_per_token(run.trunk.shape, run.trunk.body),
     )
     largest = float(rows.C.max())
-    groups = groups_of(run, family.ROLES)
+    groups = [vars(g) for g in transfer.groups(run.trunk, family.ROLES)]
     told = fit["forecast"]
     shaped = aspects(asked, readings)
     seconds = per_token * run.tokens / pace_of(rows)
@@ -86,7 +86,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
         "run": run.model_dump(mode="json"),
         "settings": {**settings_of(run, fit, resolved["evidence"], groups, stage, rows), **shaped},
         "groups": groups,
-        "multipliers": multipliers_of(run),
+        "multipliers": vars(transfer.multipliers(run.trunk.rules, run.trunk.shape, run.trunk.body)),
         "config": family.config_dict(run.trunk.shape, run.trunk.body, asked.rules)
         if hasattr(family, "config_dict")
         else None,
@@ -149,7 +149,7 @@ def settings_of(
     lr = fit["lr"]
     where = f"lr*(N, D) of stage {stage.name}'s fans" if fit["surface"]["curved"] else f"stage {stage.name}'s lr"
     found["lr"] = {"value": s.lr, "low": lr["low"], "high": lr["high"], "source": where, "readings": behind}
-    for name, value in multipliers_of(run).items():
+    for name, value in vars(transfer.multipliers(run.trunk.rules, run.trunk.shape, run.trunk.body)).items():
         found[name] = exactly(value, f"rule {run.trunk.rules}")
     for group in groups:
         for name in ("lr", "init_std"):
@@ -160,41 +160,6 @@ def settings_of(
 def exactly(value: Scalar, source: str) -> dict[str, Any]:
     end = None if isinstance(value, str) else value
     return {"value": value, "low": end, "high": end, "source": source, "readings": []}
-
-
-def multipliers_of(run: RunSpec) -> dict[str, float]:
-    shape, body = run.trunk.shape, run.trunk.body
-    return vars(
-        transfer.multipliers(
-            run.trunk.rules,
-            width=shape.width,
-            depth=shape.depth,
-            base_width=body.base_width,
-            base_depth=body.base_depth,
-            head_dim=body.head_dim,
-            scale_emb=body.scale_emb,
-            scale_depth=body.scale_depth,
-        )
-    )
-
-
-def groups_of(run: RunSpec, roles: dict[str, transfer.Role]) -> list[dict[str, Any]]:
-    """The optimizer's parameter groups, by the pattern of their parameters' names."""
-    s, shape, body = run.trunk.settings, run.trunk.shape, run.trunk.body
-    found = []
-    for pattern, role in roles.items():
-        by = transfer.scale(run.trunk.rules, role, shape.width / body.base_width, shape.depth / body.base_depth)
-        found.append(
-            {
-                "role": role,
-                "pattern": pattern,
-                "lr": s.lr * by.lr,
-                "weight_decay": s.weight_decay * by.weight_decay,
-                "eps": s.eps * by.eps,
-                "init_std": body.init_std * by.init_std if role != "vector" else 0.0,
-            }
-        )
-    return found
 
 
 def aspects(asked: Study, readings: pd.DataFrame) -> dict[str, dict[str, Any]]:

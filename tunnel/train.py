@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -122,33 +123,14 @@ class Trained:
         self.rows = []
 
 
-def role_of(name: str, roles: dict[str, transfer.Role]) -> transfer.Role:
-    """A parameter's role by its name; a parameter without one is an error, never a guess."""
-    for pattern, role in roles.items():
-        if re.search(pattern, name):
-            return role
-    raise AssertionError(f"parameter {name} has no role: add a pattern to its family's ROLES")
-
-
 def grouped(model: torch.nn.Module, roles: dict[str, transfer.Role], trunk: TrunkSpec) -> list[dict[str, Any]]:
-    """Parameters by role with their own lr, weight decay, eps and init std, as the rule scales them."""
-    s, body = trunk.settings, trunk.body
-    m_d, m_l = trunk.shape.width / body.base_width, trunk.shape.depth / body.base_depth
-    groups: dict[transfer.Role, dict[str, Any]] = {}
+    """Parameters by group, as the rule scales them; a parameter without a role is an error, never a guess."""
+    groups = [{**asdict(g), "params": []} for g in transfer.groups(trunk, roles)]
     for name, p in model.named_parameters():
-        role = role_of(name, roles)
-        if role not in groups:
-            by = transfer.scale(trunk.rules, role, m_d, m_l)
-            groups[role] = {
-                "role": role,
-                "params": [],
-                "lr": s.lr * by.lr,
-                "weight_decay": s.weight_decay * by.weight_decay,
-                "eps": s.eps * by.eps,
-                "init_std": body.init_std * by.init_std,
-            }
-        groups[role]["params"].append(p)
-    return list(groups.values())
+        group = next((g for g in groups if re.search(g["pattern"], name)), None)
+        assert group is not None, f"parameter {name} has no role: add a pattern to its family's ROLES"
+        group["params"].append(p)
+    return [g for g in groups if g["params"]]
 
 
 @torch.no_grad()

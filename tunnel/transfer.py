@@ -8,8 +8,11 @@ The table is SCIENCE's: `minicpm` from MiniCPM, arXiv 2404.06395, Table 7; `comp
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from tunnel.run import Body, Shape, TrunkSpec
 
 Role = Literal["embedding", "hidden", "readout", "vector"]
 ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "vector")
@@ -36,31 +39,20 @@ class Scale:
     eps: float = 1.0
 
 
-def multipliers(
-    rules: str,
-    *,
-    width: int,
-    depth: int,
-    base_width: int,
-    base_depth: int,
-    head_dim: int,
-    scale_emb: float,
-    scale_depth: float,
-) -> Multipliers:
-    """The forward constants of a shape under a rule.
-
-    >>> at_base = dict(width=256, depth=8, base_width=256, base_depth=8, head_dim=64, scale_emb=12, scale_depth=1.4)
-    >>> len({multipliers(rule, **at_base) for rule in RULES})
-    1
-    """
-    m_d, m_l = width / base_width, depth / base_depth
-    at_base = scale_depth / math.sqrt(base_depth)
-    residual = {"minicpm": scale_depth / math.sqrt(depth), "completep": at_base / m_l, "standard": at_base}[rules]
+def multipliers(rules: str, shape: Shape, body: Body) -> Multipliers:
+    """The forward constants of a shape under a rule; raises KeyError for a rule that is none."""
+    m_d, m_l = shape.width / body.base_width, shape.depth / body.base_depth
+    at_base = body.scale_depth / math.sqrt(body.base_depth)
+    residual = {
+        "minicpm": body.scale_depth / math.sqrt(shape.depth),
+        "completep": at_base / m_l,
+        "standard": at_base,
+    }
     return Multipliers(
-        embedding_multiplier=scale_emb,
-        residual_multiplier=residual,
+        embedding_multiplier=body.scale_emb,
+        residual_multiplier=residual[rules],
         # completep's 1/d_h, equal at base, is 1/sqrt(d_h) here: a study has one head_dim
-        attention_multiplier=1 / math.sqrt(head_dim),
+        attention_multiplier=1 / math.sqrt(body.head_dim),
         logits_scaling=1.0 if rules == "standard" else m_d,
     )
 
@@ -80,3 +72,26 @@ def scale(rules: str, role: Role, m_d: float, m_l: float) -> Scale:
         weight_decay=m_d,  # lr · weight decay stays free of width
         eps=1 / (m_d * m_l) if rules == "completep" else 1.0,
     )
+
+
+@dataclass(frozen=True)
+class Group:
+    """The optimizer's and the initialisation's values for the parameters whose names match `pattern`."""
+
+    role: Role
+    pattern: str
+    lr: float
+    weight_decay: float
+    eps: float
+    init_std: float  # 0 for vectors, which start at 1
+
+
+def groups(trunk: TrunkSpec, roles: Mapping[str, Role]) -> list[Group]:
+    """A trunk's parameter groups under its rule, one per pattern of `roles`."""
+    s, shape, body = trunk.settings, trunk.shape, trunk.body
+    found = []
+    for pattern, role in roles.items():
+        by = scale(trunk.rules, role, shape.width / body.base_width, shape.depth / body.base_depth)
+        std = 0.0 if role == "vector" else body.init_std * by.init_std
+        found.append(Group(role, pattern, s.lr * by.lr, s.weight_decay * by.weight_decay, s.eps * by.eps, std))
+    return found

@@ -48,16 +48,6 @@ def flops_per_token(shape: Shape, body: Body) -> float:
 def config_dict(shape: Shape, body: Body, rules: str) -> dict[str, Any]:
     """The GraniteConfig of a shape, as keyword arguments."""
     n_q, n_kv = heads(shape, body)
-    constants = transfer.multipliers(
-        rules,
-        width=shape.width,
-        depth=shape.depth,
-        base_width=body.base_width,
-        base_depth=body.base_depth,
-        head_dim=body.head_dim,
-        scale_emb=body.scale_emb,
-        scale_depth=body.scale_depth,
-    )
     return {
         "vocab_size": body.vocab,
         "hidden_size": shape.width,
@@ -72,7 +62,7 @@ def config_dict(shape: Shape, body: Body, rules: str) -> dict[str, Any]:
         "bos_token_id": None,
         "eos_token_id": None,
         "pad_token_id": None,
-        **asdict(constants),
+        **asdict(transfer.multipliers(rules, shape, body)),
     }
 
 
