@@ -17,6 +17,7 @@ LENGTHS = ("warmup", "tokens", "batch_tokens")
 UNITS = {
     **{k: "tokens" for k in LENGTHS},
     "decay": "fraction of D",
+    "aspect": "channels per layer",
     "lr": "per step, base shape",
     "clip": "gradient norm",
     "min_ratio": DIMENSIONS["min_ratio"].unit,

@@ -253,7 +253,7 @@ def has_floor(name: str) -> bool:
 
 
 def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, str]) -> Choice:
-    """The lowest score, unless a form with fewer parameters is nearly as good."""
+    """The lowest score, unless a form with fewer parameters, or with a floor, is nearly as good."""
     able = list(found)
     scores = {name: score(ms) for name, ms in found.items()}
     folds = len({(m.axis, m.fold) for m in found[able[0]]})
@@ -269,7 +269,7 @@ def _decide(axis: str, found: dict[str, tuple[Miss, ...]], rejected: dict[str, s
             f"by {100 * scores[name]:.2g}% near the fit, "
             f"{best} by {100 * scores[best]:.2g}%"
             + (
-                f"; under {margin:.3g} times better, it yields to fewer parameters."
+                f"; under {margin:.3g} times better, it yields to fewer parameters, or to a floor."
                 if scores[name] < scores[best]
                 else "."
             )
