@@ -25,8 +25,10 @@ test: venv
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
+# About 40 minutes on two cores; TABLE is a runs table such as Chinchilla's points.
 bench: venv
 	$(BIN)/python benchmarks/calibration.py
+	$(if $(TABLE),$(BIN)/python benchmarks/fit.py $(TABLE))
 	$(BIN)/python benchmarks/demo.py
 
 clean:

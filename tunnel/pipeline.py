@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tunnel import export, families, forecasts, ladder, launch, recommend, sweep
+from tunnel import export, families, forecasts, ladder, launch, recommend, store, sweep
 
 Say = Callable[[str], None]
 
@@ -35,7 +35,8 @@ def run(
     say(f"forecast for {name}: {told['forecast']:.4f} ({span}), registered")
     to = "hf" if hasattr(families.load(asked.family), "config_dict") else "json"
     bundle = keep.path("export", to)
-    export.export(told, to, bundle, force=True)
+    if store.read_json(bundle / "recommendation.json") != told:
+        export.export(told, to, bundle, force=True)
     say("training the target")
     launch.train(asked, keep, address=address, watch=watch)
     checked = forecasts.check(keep, told["target"]["name"])
