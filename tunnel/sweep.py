@@ -18,6 +18,7 @@ from tunnel.store import Store
 from tunnel.study import Stage, Study
 
 RUNS = Path("runs")  # where studies' folders lie, unless --out says otherwise
+PACE_KNOWN = 0.02  # of a stage: before it, the start of the workers is most of the time  *assumed*
 STATES = ("complete", "pruned", "diverged", "failed", "running")
 
 
@@ -48,7 +49,9 @@ class Live:
     def left(self) -> float | None:
         """Seconds left of this stage at this sweep's pace; None before there is one."""
         trained = self.now() - self.reused
-        return (time.monotonic() - self.started) * max(self.total - self.now(), 0.0) / trained if trained > 0 else None
+        if trained < PACE_KNOWN * self.total:
+            return None
+        return (time.monotonic() - self.started) * max(self.total - self.now(), 0.0) / trained
 
     def snapshot(self) -> dict[str, Any]:
         """progress.json: what other readers of the folder may know while the sweep runs."""
