@@ -125,6 +125,27 @@ def test_killed_driver_goes_on_with_exactly_the_planned_trials(tmp_path: Path, c
         assert len(done) == len(set(done))
 
 
+def test_an_address_where_nothing_listens_is_one_line(tmp_path: Path, corpus: Path) -> None:
+    out = tunnel("sweep", written(tmp_path, corpus), "--address", "127.0.0.1:9", cwd=tmp_path)
+    assert out.returncode == 2, out.stderr
+    assert "--address" in out.stderr
+    assert len(out.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_its_trial_goes_on(tmp_path: Path, corpus: Path) -> None:
+    study, folder = written(tmp_path, corpus), tmp_path / "runs/tiny"
+    call = [*TUNNEL, "sweep", str(study), "--json"]
+    driver = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(records(folder)) >= 2, driver)
+    alive: list[int] = []
+    wait_for(lambda: alive.extend(workers()) or alive, driver)  # type: ignore[func-returns-value]
+    os.kill(alive[0], signal.SIGKILL)
+    found, said = driver.communicate(timeout=200)
+    assert driver.returncode == 0, said
+    assert json.loads(found)["trials"]["complete"] == 15
+
+
 def test_interrupted_sweep_says_so_and_can_be_resumed(tmp_path: Path, corpus: Path) -> None:
     study, folder = written(tmp_path, corpus), tmp_path / "runs/tiny"
     driver = subprocess.Popen(
@@ -136,6 +157,12 @@ def test_interrupted_sweep_says_so_and_can_be_resumed(tmp_path: Path, corpus: Pa
     assert driver.returncode == 75, said
     assert said.strip().splitlines()[-1].startswith("stopped:")
     assert not (folder / "driver.lock").exists()
+
+
+def workers() -> list[int]:
+    return [
+        int(pid) for pid in subprocess.run(["pgrep", "-f", "ray::Proxy"], capture_output=True, text=True).stdout.split()
+    ]
 
 
 def wait_for(condition: object, driver: subprocess.Popen[str] | subprocess.Popen[bytes], seconds: float = 120) -> None:

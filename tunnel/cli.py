@@ -6,7 +6,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -286,13 +287,13 @@ def version(show_version: Annotated[bool, typer.Option("--version", help="Print 
         raise typer.Exit()
 
 
-def watching(as_json: bool) -> Any:
-    """Bars on the terminal; nothing but the answer where a machine reads."""
-    from contextlib import nullcontext
-
+@contextmanager
+def watching(as_json: bool) -> Iterator[Any]:
+    """Bars on the terminal; where a machine reads, whatever a library prints goes to standard error."""
     from tunnel import show
 
-    return nullcontext() if as_json else show.progress()
+    with redirect_stdout(sys.stderr) if as_json else show.progress() as watch:
+        yield None if as_json else watch
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import socket
 import tempfile
 import threading
+from collections import Counter
 from typing import Any
 
 import ray
@@ -25,6 +27,7 @@ from tunnel.store import Store
 from tunnel.study import Resources
 
 RETRIES = 2  # of a trial whose worker died or raised, before it has FAILED
+ANSWER_SECONDS = 5.0  # for the first word from a cluster
 OBJECT_STORE = 100 * 2**20  # bytes; trials pass nothing through it
 
 
@@ -54,6 +57,8 @@ def cpus_of(address: str | None) -> float:
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     if not ray.is_initialized():
+        if address is not None:
+            require_answer(address)
         options: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
         handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -66,6 +71,17 @@ def cpus_of(address: str | None) -> float:
     return ray.cluster_resources().get("CPU", 1)
 
 
+def require_answer(address: str) -> None:
+    """Raises UserError where nothing listens at host:port: Ray itself would try for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto", or a name that Ray resolves
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as e:
+        raise UserError(f"no Ray cluster answers ({e})", key="--address", value=address) from None
+
+
 class FromQueue(Searcher):
     """Tune's side of the queue: it hands out trials and passes on what comes back; it keeps no state of its own."""
 
@@ -73,16 +89,16 @@ class FromQueue(Searcher):
         super().__init__(metric="rung", mode="max")
         self.queue, self.work, self.live = queue, work, live
         self.running: dict[str, Trial] = {}
-        self.empty = False
+        self.again: list[Trial] = []  # whose worker died before Tune saw them run: Tune gives these up at once
+        self.deaths: Counter[int] = Counter()
         self.stopped: str | None = None
 
     def suggest(self, trial_id: str) -> Any:
         if len(self.running) >= self.live:
             return None
-        trial = None if self.empty or self.stopped else self.queue.next()
+        trial = None if self.stopped else self.again.pop() if self.again else self.queue.next()
         if trial is None:
-            self.empty = True
-            return Searcher.FINISHED
+            return None if self.running and not self.stopped else Searcher.FINISHED
         self.running[trial_id] = trial
         return {"trial": trial.model_dump_json(), "work": self.work}
 
@@ -93,7 +109,12 @@ class FromQueue(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         trial = self.running.pop(trial_id, None)
-        if trial is not None and not self.stopped:
+        if trial is None or self.stopped:
+            return
+        self.deaths[trial.number] += error
+        if error and self.deaths[trial.number] <= RETRIES:
+            self.again.append(trial)
+        else:
             self.queue.ended(trial.number, "its worker failed" if error else None)
 
     def save(self, checkpoint_path: str) -> None:
