@@ -14,7 +14,7 @@ import pandas as pd
 from tunnel import laws, plan, store, tuned, valley
 from tunnel.errors import UserError
 from tunnel.laws import backtest, intervals
-from tunnel.run import Shape, fingerprint
+from tunnel.run import fingerprint
 from tunnel.store import Store
 from tunnel.study import Stage, Study, Target
 from tunnel.valley import Surface
@@ -241,7 +241,3 @@ def last_of(parts: Any) -> dict[str, Any]:
     """The formula's inputs for the last row asked, which is the target."""
     per_target = ("s", "d", "half_parameters", "half_holdouts", "half_rivals")
     return {k: v[-1] if k in per_target else v for k, v in parts.items()}
-
-
-def shape_of(goal: Target) -> Shape:
-    return Shape(width=goal.width, depth=goal.depth, kv_heads=goal.kv_heads)

@@ -253,7 +253,7 @@ def sample_trials(study: Study, stage: Stage, before: Values) -> list[Trial]:
     return [trial(study, stage, {**base, **c}) for c in listed]
 
 
-def trials_planned(stage: Stage, study: Study | None = None) -> int:
+def trials_planned(stage: Stage) -> int:
     listed = len(stage.shapes) * max(len(stage.fan), 1) * max(len(stage.batches), 1)
     return (stage.budget.trials if stage.kind == "search" else listed) * len(stage.budget.seeds)
 

@@ -36,7 +36,6 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 GRID_POINTS = 5  # of a range without a step, in a grid  *assumed*
 TPE_WINDOW = 8  # trials before TPE models anything  *assumed*
 Outcome = Literal["complete", "diverged", "failed"]
-FINAL = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -50,6 +49,3 @@ def load(name: str) -> Any:
     if name not in names():
         raise UserError("is not a family", key="family", value=name, choices=names())
     return importlib.import_module(f"{__name__}.{name}")
-
-
-Multiplier = Callable[[int], float]

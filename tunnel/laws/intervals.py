@@ -12,7 +12,7 @@ forecasts lie, the forms that the hold-outs do not clearly reject (0 where the c
 they lie farther than the hold-out errors reach, which hold a form's own error already. Parameter noise alone
 covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
 hold-out errors contain parameter noise, t_p is Student's only where there are none. Measured on simulated 4 ×
-4 ladders: 95-99% inside at a nominal 90%.
+4 ladders before rivals and the law floor were added: 95-99% inside at a nominal 90%.
 """
 
 from __future__ import annotations
