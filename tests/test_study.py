@@ -83,10 +83,20 @@ BAD = [
     ('name = "ladder"', 'name = "../ladder"', "stage.../ladder.name: string should match pattern", "got '../ladder'"),
     ('name = "big"', 'name = "a/b"', "target.a/b.name: string should match pattern", ""),
     ('name = "big"', f'name = "{"b" * 300}"', "string should match pattern", "bbb..."),
-    ('kind = "ladder"', 'kind = "batch"', "stage.ladder: batches belong to a batch stage, and it needs them", ""),
-    ('kind = "ladder"', 'kind = "staircase"', "stage.ladder.kind: input should be 'search', 'ladder' or 'batch'", ""),
+    ('kind = "ladder"', 'kind = "batch"', "stage.ladder: batches belong to a batch or verdict stage", ""),
+    (
+        'kind = "ladder"',
+        'kind = "staircase"',
+        "stage.ladder.kind: input should be 'search', 'ladder', 'batch', 'verdict' or 'noise'",
+        "",
+    ),
     ("fan = [0.5, 1, 2]", "fan = [0, 1]", "stage.ladder: fan holds factors of the learning rate, above 0", ""),
-    ("fan = [0.5, 1, 2]", f"space.{LR}", "stage.ladder: lr: a ladder searches nothing; give shapes, fan, rungs", ""),
+    (
+        "fan = [0.5, 1, 2]",
+        f"space.{LR}",
+        "stage.ladder: lr: a ladder searches nothing; give shapes, fan, batches, rungs, decays",
+        "",
+    ),
     (
         "batch_tokens = 1024",
         'batch_tokens = 1024\ndecay_shape = "sqrt"',
@@ -96,7 +106,7 @@ BAD = [
     (
         'family = "synthetic"',
         'family = "synthetic"\nrules = "mup"',
-        "rules: input should be 'minicpm', 'completep'",
+        "rules 'mup' is unknown; choices: minicpm, completep, standard",
         "mup",
     ),
     ("[model]", '[data]\ncorpus = "files"\n[model]', 'data: paths belong to corpus = "files", and it needs them', ""),

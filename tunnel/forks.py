@@ -6,6 +6,8 @@ What was measured is not measured again; what was interrupted goes on from the l
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import platform
 import socket
@@ -13,16 +15,18 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Literal
+from typing import Any, Literal
 
 from tunnel import families, store
 from tunnel.data import Corpus
-from tunnel.families import Grown
+from tunnel.errors import Stopped
+from tunnel.families import Arrays, Grown
 from tunnel.run import Record, RunSpec, Trial
 from tunnel.schedule import warmup_multiplier
 from tunnel.store import Store
 
 SAVE_SECONDS = 60.0  # at most this much training is lost to a kill
+LOOK_SECONDS = 0.5  # between looks for the file that asks everybody to stop
 SLICE_SECONDS = 2.0  # a slice's least length; a long run reports every 2% of what it has run
 RECORDED_VERSIONS = ("torch", "transformers", "optuna", "ray", "numpy")
 
@@ -40,14 +44,17 @@ Event = Progress | Record
 
 
 def grow(trial: Trial, keep: Store, corpus: Corpus | None) -> Iterator[Event]:
-    """Trains a trial, a slice at a time; yields its progress, and a Record per run, shortest first."""
+    """Trains a trial, a slice at a time; yields its progress, and a Record per run, in the order of the forks.
+
+    Raises Stopped where the folder's file `stop` asks for it; what was trained until then is kept.
+    """
     work = Work(trial, keep, corpus)
     for run in trial.runs:
         recorded = keep.record(run.fingerprint)
         if recorded is not None:
             yield recorded
             continue
-        if work.dead_at is None:
+        if work.dead_at is None and not work.left_in_decay(run):
             yield from work.trunk(run.decay_start)
         loss = None
         if work.dead_at is None:
@@ -65,52 +72,74 @@ class Work:
         self.grown: Grown | None = None
         self.trained = 0  # tokens since the last record
         self.started, self.clock = store.now(), time.monotonic()
-        self.saved_at, self.sliced_at, self.begun = self.clock, self.clock, self.clock
-        self.rolling: int | None = None  # tokens of a checkpoint that is no fork point
+        self.saved_at = self.sliced_at = self.begun = self.looked_at = self.clock
+        self.rolling: tuple[str, int] | None = None  # a checkpoint that is no fork point: whose, and its tokens
         self.dead_at: int | None = None  # tokens at which the trunk diverged
+        self.stopping, self.curve = False, ("", 0)
 
     def on_trunk(self, at: int) -> Grown:
         """The model on its trunk, where the last fork or an earlier process left it, at most `at` tokens in."""
-        kept = self.keep.load_state(self.name, at)
+        trunk = self.trial.trunk
+        before = (at, *(j.at for j in reversed(trunk.source.then) if j.at < at))  # data joined: the trunk goes on
+        states = (self.keep.load_state(trunk.until(t).fingerprint, t) for t in before)
+        return self.resumed(next((s for s in states if s is not None), None))
+
+    def resumed(self, kept: tuple[Arrays, dict[str, Any]] | None) -> Grown:
+        """The model in a kept state, or at its start; a process that goes on counts what the one before had trained."""
+        first = self.grown is None
         if self.grown is None or kept is None:
             self.grown = self.family.grown(self.trial.trunk, self.corpus)
         if kept is not None:
             self.grown.restore(*kept)
+            if kept[1].get("rolling"):
+                self.rolling = (kept[1]["rolling"], self.grown.tokens)
+            mine = {r.decay_start for r in self.trial.runs if self.keep.record(r.fingerprint)}
+            if first and self.grown.tokens not in mine:
+                self.trained, self.clock = kept[1].get("trained", 0), self.clock - kept[1].get("seconds", 0.0)
         return self.grown
+
+    def left_in_decay(self, run: RunSpec) -> bool:
+        """Goes on in the middle of a decay, where an earlier process left it."""
+        kept = self.keep.load_state(run.fingerprint, run.tokens)
+        if kept is not None:
+            self.resumed(kept)
+        return kept is not None
 
     def trunk(self, until: int) -> Iterator[Progress]:
         """Trains warmup and stable up to a fork point, and keeps the state there."""
         grown = self.on_trunk(until)
-        since, warmup = grown.tokens, self.trial.trunk.settings.warmup
+        self.curve, warmup = (self.name, grown.tokens), self.trial.trunk.settings.warmup
         while grown.tokens < until and self.dead_at is None:
             if not grown.step(warmup_multiplier(grown.tokens, self.batch, warmup)):
                 self.dead_at = grown.tokens
             self.trained += self.batch
-            if self.due_to_save():
-                self.roll(grown)
+            if self.dead_at is None and self.due_to_save():
+                self.roll(self.trial.trunk.until(grown.tokens).fingerprint)
             if self.due_to_report():
-                self.keep.write_curve(self.name, grown.rows, since)
+                self.draw()
                 yield progress("trunk", grown)
         if grown.rows:
-            self.keep.write_curve(self.name, grown.rows, since)
+            self.draw()
         if self.dead_at is None:
-            self.keep.save_state(self.name, grown.tokens, *grown.state())
+            self.save(self.trial.trunk.until(grown.tokens).fingerprint)
             self.drop_rolling()
 
     def decay(self, run: RunSpec) -> Generator[Progress, None, float | None]:
         """Trains the decay of one run off the trunk; returns its held-out loss, None where it diverged."""
         grown = self.grown
         assert grown is not None
-        assert grown.tokens == run.decay_start
+        assert run.decay_start <= grown.tokens
         grown.rows.clear()
-        alive = True
+        self.curve, alive = (run.fingerprint, grown.tokens if grown.tokens > run.decay_start else 0), True
         while alive and grown.tokens < run.tokens:
             alive = grown.step(run.multiplier(grown.tokens))
             self.trained += self.batch
+            if alive and self.due_to_save():
+                self.roll(run.fingerprint)
             if self.due_to_report():
-                self.keep.write_curve(run.fingerprint, grown.rows)
+                self.draw()
                 yield progress("decay", grown)
-        self.keep.write_curve(run.fingerprint, grown.rows)
+        self.draw()
         loss = grown.evaluate() if alive else math.inf
         return loss if math.isfinite(loss) else None
 
@@ -135,17 +164,26 @@ class Work:
             tokens_trained=self.trained,
             diverged_at=(self.dead_at or self.grown.tokens) if loss is None and self.grown is not None else None,
             tau=s.batch_tokens / (s.lr * s.weight_decay * run.tokens) if s.weight_decay else None,
+            final={} if loss is None or self.grown is None else digests(*self.grown.state()),
+            stability=None if loss is None or self.grown is None else self.grown.stability(),
             started=self.started,
             seconds=clock - self.clock,
             host=socket.gethostname(),
             versions=versions(),
         )
         self.keep.write_record(record)
+        if self.rolling is not None and self.rolling[0] == run.fingerprint:
+            self.drop_rolling()
         self.trained, self.started, self.clock = 0, store.now(), clock
         return record
 
     def due_to_save(self) -> bool:
-        return time.monotonic() - self.saved_at > SAVE_SECONDS
+        """Once in `SAVE_SECONDS`, and where everybody is asked to stop."""
+        clock = time.monotonic()
+        if clock - self.looked_at > LOOK_SECONDS:
+            self.looked_at = clock
+            self.stopping = self.keep.path("stop").exists()
+        return self.stopping or clock - self.saved_at > SAVE_SECONDS
 
     def due_to_report(self) -> bool:
         clock = time.monotonic()
@@ -154,20 +192,55 @@ class Work:
             self.sliced_at = clock
         return due
 
-    def roll(self, grown: Grown) -> None:
-        """Keeps the state between fork points, and only the last one of these."""
-        self.keep.save_state(self.name, grown.tokens, *grown.state())
-        self.drop_rolling()
-        self.rolling, self.saved_at = grown.tokens, time.monotonic()
+    def draw(self) -> None:
+        """Writes the curve of what trains: its name, and the tokens from which this process trained it."""
+        assert self.grown is not None
+        name, since = self.curve
+        self.keep.write_curve(name, self.grown.rows, since)
+
+    def save(self, name: str, rolling: bool = False) -> None:
+        assert self.grown is not None
+        arrays, meta = self.grown.state()
+        spent = {"trained": self.trained, "seconds": time.monotonic() - self.clock, "rolling": name if rolling else ""}
+        self.keep.save_state(name, self.grown.tokens, arrays, {**meta, **spent})
+
+    def roll(self, name: str) -> None:
+        """Keeps the state between fork points, and only the last one of these. Raises Stopped where that is asked."""
+        assert self.grown is not None
+        here = (name, self.grown.tokens)
+        self.save(name, rolling=True)
+        self.draw()
+        if self.rolling != here:
+            self.drop_rolling()
+        self.rolling, self.saved_at = here, time.monotonic()
+        if self.stopping:
+            raise Stopped("the sweep was asked to stop; the same command goes on")
 
     def drop_rolling(self) -> None:
-        if self.rolling is not None and self.rolling not in {r.decay_start for r in self.trial.runs}:
-            self.keep.forget_state(self.name, self.rolling)
+        trunk, starts = self.trial.trunk, {r.decay_start for r in self.trial.runs}
+        if self.rolling is not None and self.rolling not in {(trunk.until(t).fingerprint, t) for t in starts}:
+            self.keep.forget_state(*self.rolling)
         self.rolling = None
 
 
 def progress(phase: Literal["trunk", "decay"], grown: Grown) -> Progress:
     return Progress(phase, grown.tokens, grown.rows[-1][1] if grown.rows else None)
+
+
+PARTS = {"model": "weights", "adam": "moments", "rng": "rng"}  # what the rest of a state's arrays is called: counters
+
+
+def digests(arrays: Arrays, meta: dict[str, Any]) -> dict[str, str]:
+    """What a state was, for a later comparison bit for bit: 16 hex digits of weights, moments, RNG, counters, cursor."""
+    found: dict[str, Any] = {}
+    for name in sorted(arrays):
+        part = PARTS.get(name.split(".")[0], "counters")
+        value = arrays[name]
+        digest = found.setdefault(part, hashlib.sha256())
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    found["cursor"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    return {part: digest.hexdigest()[:16] for part, digest in found.items()}
 
 
 def versions() -> dict[str, str]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from tunnel import data, families
 from tunnel.errors import UserError
-from tunnel.run import Body, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
-from tunnel.schedule import whole_batches
+from tunnel.run import Body, Joined, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
+from tunnel.schedule import HALF_LIFE, whole_batches
 from tunnel.space import Choice, Range, Scalar
 from tunnel.study import Stage, Study, Target
 
@@ -25,9 +26,13 @@ def body_of(study: Study) -> Body:
 
 def source_of(study: Study, corpus_hash: str) -> Source:
     d = study.data
-    return Source(
-        corpus=d.corpus, corpus_hash=corpus_hash, tokenizer=d.tokenizer, held_out=d.held_out, eval_tokens=d.eval_tokens
-    )
+    first, *rest = corpus_hash.split("+")
+    same = {"tokenizer": d.tokenizer, "held_out": d.held_out, "eval_tokens": d.eval_tokens}
+    then = [
+        Joined(at=t.at, share=t.share, source=Source(corpus=t.corpus, corpus_hash=h, **same))
+        for t, h in zip(d.then, rest or [""] * len(d.then), strict=True)
+    ]
+    return Source(corpus=d.corpus, corpus_hash=first, then=tuple(then), **same)
 
 
 def opened(study: Study) -> data.Corpus | None:
@@ -38,28 +43,30 @@ def opened(study: Study) -> data.Corpus | None:
 def values_of(study: Study, stage: Stage, handed_on: Values) -> dict[str, Scalar]:
     """A stage's settings before anything is sampled: [train], then what was handed on, then its own space."""
     train = study.train.model_dump(include=set(TRAINED))
-    own = {**train, **handed_on, **stage.fixed}
+    own = {**train, "rules": study.rules, **handed_on, **stage.fixed}
     if "warmup" in handed_on and "warmup" not in stage.fixed:
         own["warmup_share"] = HANDED_ON_WARMUP
     return own
 
 
-TRAINED = ("lr", "warmup", "decay", "decay_shape", "min_ratio", "batch_tokens", "weight_decay", "beta2")
+TRAINED = ("lr", "warmup", "decay", "decay_shape", "min_ratio", "half_life", "batch_tokens", "weight_decay", "beta2")
 
 
 # candidates: what a stage asks for, in order
 
 
 def candidates(study: Study, stage: Stage, handed_on: Values) -> list[dict[str, Scalar]] | None:
-    """The list of a ladder's or batch stage's candidates, the costly ones first; None where a sampler decides."""
+    """What a listed stage asks: shapes × lists of its space × batches × fan, the costly first; None for a search."""
     if stage.kind == "search":
         return None
     lr = float(values_of(study, stage, handed_on)["lr"])
-    batches: list[dict[str, Scalar]] = [{"batch_tokens": b} for b in stage.batches] or [{}]
+    lists = {name: axis.values for name, axis in stage.axes.items() if isinstance(axis, Choice)}
+    if stage.batches:
+        lists["batch_tokens"] = stage.batches
     listed = [
-        {"width": width, "depth": depth, "lr": lr * factor, **batch}
+        {"width": width, "depth": depth, "lr": lr * factor, **dict(zip(lists, chosen, strict=True))}
         for width, depth in stage.shapes
-        for batch in batches
+        for chosen in product(*lists.values())
         for factor in stage.fan or (1.0,)
     ]
     body = body_of(study)
@@ -78,7 +85,8 @@ def trial(
 ) -> Trial:
     """A stage's candidate as a trunk with forks at its rungs; raises UserError where the lengths do not fit."""
     shape = shape_of(require_shape(stage, values))
-    return build(study, shape, values, lengths(study, stage, shape), seed, stage.name, number, corpus_hash)
+    forks = [d.values() for d in stage.decays]
+    return build(study, shape, values, lengths(study, stage, shape), seed, stage.name, number, corpus_hash, forks)
 
 
 def target_trial(study: Study, target: Target, values: Values, corpus_hash: str = "") -> Trial:
@@ -111,22 +119,31 @@ def lengths(study: Study, stage: Stage, shape: Shape) -> list[float]:
 
 
 def build(
-    study: Study, shape: Shape, values: Values, rungs: list[float], seed: int, stage: str, number: int, corpus_hash: str
+    study: Study,
+    shape: Shape,
+    values: Values,
+    rungs: list[float],
+    seed: int,
+    stage: str,
+    number: int,
+    corpus_hash: str,
+    decays: Sequence[Values] = (),
 ) -> Trial:
     batch = int(values["batch_tokens"])
     if batch % study.model.seq_len:
         raise UserError("is not a multiple of model.seq_len", key="batch_tokens", value=batch)
     trunk = TrunkSpec(
         family=study.family,
-        rules=study.rules,
+        rules=str(values["rules"]),
         shape=shape,
         body=body_of(study),
         settings=settings(study, values, batch, min(rungs)),
         source=source_of(study, corpus_hash),
         seed=study.seed + seed,
     )
-    runs = [fork(trunk, study, values, rung, f"stage {stage}") for rung in sorted(rungs)]
-    return Trial(stage=stage, number=number, runs=tuple(runs))
+    ways = [{**values, **d} for d in decays] or [values]
+    runs = {fork(trunk, study, way, rung, f"stage {stage}"): None for rung in rungs for way in ways}
+    return Trial(stage=stage, number=number, runs=tuple(sorted(runs, key=lambda r: (r.decay_start, r.tokens))))
 
 
 def settings(study: Study, values: Values, batch: int, shortest: float) -> Settings:
@@ -146,6 +163,7 @@ def settings(study: Study, values: Values, batch: int, shortest: float) -> Setti
         beta2=float(values["beta2"]),
         eps=t.eps,
         clip=t.clip,
+        dropout=t.dropout,
         precision=values.get("precision", t.precision),
     )
 
@@ -158,12 +176,14 @@ def fork(trunk: TrunkSpec, study: Study, values: Values, rung: float, where: str
     start = warmup if cosine else d - whole_batches(float(values["decay"]) * d, batch, at_least=1)
     if start < warmup or d <= start:
         raise UserError(f"a warmup of {warmup} tokens leaves no stable phase before the decay at {start}", key=where)
+    shape = "cosine" if cosine else str(values["decay_shape"])
     return RunSpec(
-        trunk=trunk,
+        trunk=trunk.until(d),
         decay_start=start,
         decay_tokens=d - start,
-        decay_shape="cosine" if cosine else str(values["decay_shape"]),
+        decay_shape=shape,
         min_ratio=float(values["min_ratio"]),
+        half_life=float(values["half_life"]) if shape == "exponential" else HALF_LIFE,
     )
 
 
@@ -254,7 +274,8 @@ def sample_trials(study: Study, stage: Stage, before: Values) -> list[Trial]:
 
 
 def trials_planned(stage: Stage) -> int:
-    listed = len(stage.shapes) * max(len(stage.fan), 1) * max(len(stage.batches), 1)
+    lists = math.prod(len(a.values) for a in stage.axes.values() if isinstance(a, Choice))
+    listed = len(stage.shapes) * max(len(stage.fan), 1) * max(len(stage.batches), 1) * lists
     return (stage.budget.trials if stage.kind == "search" else listed) * len(stage.budget.seeds)
 
 
@@ -263,7 +284,7 @@ def priced(study: Study, name: str, kind: str, trials: list[Trial], times: float
     per_token = [family.flops_per_token(t.trunk.shape, body) for t in trials]
     flops = times * sum(t.trained * f for t, f in zip(trials, per_token, strict=True))
     seconds = flops / (study.price.flops_per_second * study.price.mfu)
-    longest = max((t.runs[-1] for t in trials), key=lambda r: r.tokens)
+    longest = max((r for t in trials for r in t.runs), key=lambda r: r.tokens)
     return StagePlan(
         name=name,
         kind=kind,
@@ -284,7 +305,7 @@ def shapes_of(study: Study, trials: list[Trial]) -> list[dict[str, Any]]:
     family, body = families.load(study.family), body_of(study)
     rows: dict[str, dict[str, Any]] = {}
     for t in trials:
-        shape, d = t.trunk.shape, t.runs[-1].tokens
+        shape, d = t.trunk.shape, t.rung
         n = family.count(shape, body)
         rows[str(shape)] = {
             "width": shape.width,

@@ -9,20 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from tunnel.schedule import multiplier
+from tunnel.schedule import HALF_LIFE, multiplier
 
 
 class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    LATER: ClassVar[frozenset[str]] = frozenset()  # fields added since 0.1: no part of the identity at their default
+
     @cached_property
     def fingerprint(self) -> str:
         """The identity: a hash of the canonical JSON, 16 hex digits."""
-        return fingerprint(self.model_dump(mode="json"))
+        return fingerprint(canonical(self))
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with other values (pydantic's own copy would keep the fingerprint)."""
+        return type(self)(**{**{k: getattr(self, k) for k in type(self).model_fields}, **changes})
+
+
+def canonical(value: Any) -> Any:
+    """A value as JSON, without what a later version added and this value does not use: old folders stay valid."""
+    if isinstance(value, Value):
+        fields = type(value).model_fields
+        found = {k: getattr(value, k) for k in fields}
+        return {k: canonical(v) for k, v in found.items() if k not in value.LATER or v != fields[k].default}
+    return [canonical(v) for v in value] if isinstance(value, tuple) else value
 
 
 def fingerprint(value: Any) -> str:
@@ -66,6 +81,17 @@ class Source(Value):
     tokenizer: str
     held_out: float
     eval_tokens: int
+    then: tuple[Joined, ...] = ()  # what joins later, earliest first
+
+    LATER = frozenset({"then"})
+
+
+class Joined(Value):
+    """Data that joins a trunk after `at` tokens, as `share` of the sequences from then on."""
+
+    at: int
+    share: float
+    source: Source
 
 
 class Settings(Value):
@@ -81,6 +107,9 @@ class Settings(Value):
     eps: float
     clip: float
     precision: Literal["fp32", "bf16"]
+    dropout: float = 0.0  # of the attention's weights
+
+    LATER = frozenset({"dropout"})
 
 
 class TrunkSpec(Value):
@@ -95,6 +124,16 @@ class TrunkSpec(Value):
     def __str__(self) -> str:
         return f"{self.shape} lr {self.settings.lr:.3g}"
 
+    def until(self, tokens: int) -> TrunkSpec:
+        """The spec of what shaped this trunk's first `tokens` tokens: data that joins later is left out.
+
+        A checkpoint lies under this spec's fingerprint, so that a trunk whose data changes goes on from the one before.
+        """
+        joined = tuple(j for j in self.source.then if j.at < tokens)
+        if joined == self.source.then:
+            return self
+        return self.replaced(source=self.source.replaced(then=joined))
+
 
 class RunSpec(Value):
     trunk: TrunkSpec
@@ -102,6 +141,9 @@ class RunSpec(Value):
     decay_tokens: int
     decay_shape: str
     min_ratio: float = 0.0
+    half_life: float = HALF_LIFE  # of an exponential decay, as a part of its length
+
+    LATER = frozenset({"half_life"})
 
     @property
     def tokens(self) -> int:
@@ -119,11 +161,12 @@ class RunSpec(Value):
             self.decay_tokens,
             self.decay_shape,
             self.min_ratio,
+            self.half_life,
         )
 
 
 class Trial(BaseModel):
-    """One candidate at one seed: a trunk with its forks, shortest first."""
+    """One candidate at one seed: a trunk with its forks, in the order in which they leave it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -133,7 +176,13 @@ class Trial(BaseModel):
 
     @property
     def trunk(self) -> TrunkSpec:
-        return self.runs[0].trunk
+        """The longest run's: data that joins late is in no other."""
+        return max(self.runs, key=lambda r: r.tokens).trunk
+
+    @property
+    def rung(self) -> int:
+        """The last rung: the largest D of its readings."""
+        return max(r.tokens for r in self.runs)
 
     @property
     def trained(self) -> int:
@@ -144,6 +193,17 @@ class Trial(BaseModel):
     def from_scratch(self) -> int:
         """Tokens that the same readings would take without a shared trunk."""
         return sum(r.tokens for r in self.runs)
+
+
+class Stability(Value):
+    """How near a run came to the edge, over its trunk and its decay."""
+
+    attention_logit: float  # largest, in absolute value, on held-out data
+    log_partition: float  # mean of log Σ exp(logit), on held-out data
+    clip_rate: float  # share of the steps whose gradient was clipped
+    spikes: int  # steps whose loss stood out of what came before (`train.SPIKE`)
+    update_to_weight: dict[str, float]  # by role: RMS of Adam's step at the peak lr over the weights' RMS
+    eps_ratio: float  # Adam's epsilon over the RMS of its denominator, the largest of all roles: should be far below 1
 
 
 class Record(Value):
@@ -163,6 +223,9 @@ class Record(Value):
     tokens_trained: int  # what this reading added: its part of the trunk, and its decay
     diverged_at: int | None = None  # tokens
     tau: float | None = None  # B / (lr · weight_decay · D), where there is weight decay
+    slices: dict[str, float] = {}  # held-out loss by corpus, where data joined; `loss` is the first corpus'
+    final: dict[str, str] = {}  # what the finished model was: digests of weights, moments, RNG; see `forks.digests`
+    stability: Stability | None = None
     started: str  # UTC, ISO 8601
     seconds: float
     host: str

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 # MiniCPM's half-life is absolute (5,000 steps in a decay of about 110B tokens) and would leave a proxy undecayed;
 # as a part of the decay's own length it is 1/5.5, which ends at 0.022 of the peak.  *derived*
-HALF_LIVES = 5.5
+HALF_LIFE = 1 / 5.5
 
 SHAPES: dict[str, Callable[[float], float]] = {
     "1-sqrt": lambda x: 1 - math.sqrt(x),  # best of its paper, arXiv 2405.18392  *from paper*
     "linear": lambda x: 1 - x,
     "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2,
-    "exponential": lambda x: 0.5 ** (x * HALF_LIVES),
+    "exponential": lambda x: 0.5 ** (x / HALF_LIFE),
 }
 
 
@@ -28,17 +28,28 @@ def warmup_multiplier(tokens: int, batch_tokens: int, warmup: int) -> float:
     return min(1.0, (tokens + batch_tokens) / warmup) if warmup else 1.0
 
 
-def decay_multiplier(tokens: int, start: int, length: int, shape: str, min_ratio: float = 0.0) -> float:
+def decay_multiplier(
+    tokens: int, start: int, length: int, shape: str, min_ratio: float = 0.0, half_life: float = HALF_LIFE
+) -> float:
     """The decay's multiplier for the step that starts after `tokens` tokens, in [min_ratio, 1].
 
-    Raises KeyError for a shape that `SHAPES` lacks; the study file is checked before.
+    `half_life` is the exponential's, as a part of the decay's length. Raises KeyError for a shape that `SHAPES` lacks;
+    the study file is checked before.
     """
     x = min(max(tokens - start, 0) / length, 1.0)
-    return min_ratio + (1 - min_ratio) * SHAPES[shape](x)
+    fallen = 0.5 ** (x / half_life) if shape == "exponential" else SHAPES[shape](x)
+    return min_ratio + (1 - min_ratio) * fallen
 
 
 def multiplier(
-    tokens: int, batch_tokens: int, warmup: int, start: int, length: int, shape: str, min_ratio: float = 0.0
+    tokens: int,
+    batch_tokens: int,
+    warmup: int,
+    start: int,
+    length: int,
+    shape: str,
+    min_ratio: float = 0.0,
+    half_life: float = HALF_LIFE,
 ) -> float:
     """The whole schedule's multiplier for the step that starts after `tokens` tokens (lengths in tokens).
 
@@ -46,7 +57,7 @@ def multiplier(
     [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.75, 0.5, 0.25]
     """
     if tokens >= start:
-        return decay_multiplier(tokens, start, length, shape, min_ratio)
+        return decay_multiplier(tokens, start, length, shape, min_ratio, half_life)
     return warmup_multiplier(tokens, batch_tokens, warmup)
 
 

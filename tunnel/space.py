@@ -29,14 +29,20 @@ DIMENSIONS: dict[str, Dimension] = {
     "warmup": Dimension("float", "fraction of the shortest rung, or tokens", -1e-9, meaning="length of the warmup"),
     "decay": Dimension("float", "fraction of a rung", high=1.0, meaning="length of the decay"),
     "decay_shape": Dimension("choice", "", meaning="shape of the decay"),
+    "half_life": Dimension("float", "fraction of the decay", log=True, meaning="half-life of an exponential decay"),
     "min_ratio": Dimension("float", "of the peak", -1e-9, 1.0, meaning="multiplier at the decay's end"),
     "batch_tokens": Dimension("int", "tokens", log=True, meaning="batch"),
     "weight_decay": Dimension("float", "AdamW's lambda", -1e-9, meaning="weight decay at the base shape"),
     "beta2": Dimension("float", "", high=1.0, meaning="Adam's second beta"),
     "width": Dimension("int", "channels", meaning="width d"),
     "depth": Dimension("int", "layers", meaning="depth L"),
+    "rules": Dimension("choice", "", meaning="rule of transfer, with its open switches: minicpm+depth_lr"),
 }
 SHAPE = ("width", "depth")
+RULES = ("minicpm", "completep", "standard")
+# What no source settles, on top of a rule, after a "+" (SCIENCE §3, open): a tied embedding scaled as a hidden weight
+# is, lr × sqrt(L_base/L), weight decay left unscaled.
+SWITCHES = ("tied", "depth_lr", "fixed_decay")
 UNITS = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -128,6 +134,8 @@ def parse_range(name: str, table: dict[str, Any]) -> Range:
 
 def check_scalar(name: str, value: object) -> Scalar:
     row = DIMENSIONS[name]
+    if name == "rules":
+        return check_rules(value)
     if row.kind == "choice":
         if value not in SHAPES:
             raise ValueError(f"{name} {value!r} is unknown; choices: {', '.join(SHAPES)}")
@@ -143,6 +151,14 @@ def check_scalar(name: str, value: object) -> Scalar:
         least = f"{'at least' if row.low < 0 else 'above'} {max(row.low, 0):g}"
         raise ValueError(f"{name} must be {least}{most}; got {value}")
     return value
+
+
+def check_rules(value: object) -> str:
+    """A rule's name, with its switches in alphabetical order: one rule has one spelling."""
+    rule, *switches = str(value).split("+")
+    if rule not in RULES or not set(switches) <= set(SWITCHES) or len(set(switches)) < len(switches):
+        raise ValueError(f"rules {value!r} is unknown; choices: {', '.join(RULES)}, each with +{', +'.join(SWITCHES)}")
+    return "+".join([rule, *sorted(switches)])
 
 
 def check_lengths(warmup: object, decay: object) -> None:

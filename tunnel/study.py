@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tunnel.errors import UserError
+from tunnel.schedule import HALF_LIFE
 from tunnel.space import (
     SHAPE,
     Axis,
@@ -18,6 +19,7 @@ from tunnel.space import (
     Scalar,
     amount,
     check_lengths,
+    check_rules,
     check_scalar,
     parse_space,
     whole,
@@ -48,6 +50,24 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Then(Frozen):
+    """Data that joins a trunk after `from` tokens; tokenizer, vocabulary and split are those of [data]."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    at: Tokens = Field(alias="from")
+    corpus: str = "files"
+    paths: tuple[str, ...] = ()
+    text: str = "text"
+    share: float = Field(1.0, gt=0, le=1)  # of the sequences from there on
+
+    @model_validator(mode="after")
+    def together(self) -> Then:
+        if (self.corpus == "files") != bool(self.paths):
+            raise ValueError('paths belong to corpus = "files", and it needs them')
+        return self
+
+
 class Data(Frozen):
     """What is read, and how it becomes tokens."""
 
@@ -58,11 +78,14 @@ class Data(Frozen):
     vocab: int = Field(256, gt=1)
     held_out: float = Field(0.05, gt=0, lt=0.5)  # of the documents, by the hash of their name
     eval_tokens: Tokens = 32_768
+    then: tuple[Then, ...] = ()  # data that joins later
 
     @model_validator(mode="after")
     def together(self) -> Data:
         if (self.corpus == "files") != bool(self.paths):
             raise ValueError('paths belong to corpus = "files", and it needs them')
+        if list(self.then) != sorted(self.then, key=lambda t: t.at):
+            raise ValueError("then lists what joins later, earliest first")
         return self
 
 
@@ -87,6 +110,7 @@ class Train(Frozen):
     decay: float = Field(0.1, gt=0, lt=1)  # MiniCPM: 10% is enough  *from paper*
     decay_shape: str = "1-sqrt"
     min_ratio: float = Field(0.0, ge=0, lt=1)
+    half_life: float = Field(HALF_LIFE, gt=0)  # of an exponential decay, as a part of its length
     schedule: Literal["wsd", "cosine"] = "wsd"  # cosine: one cosine from warmup to the end, the baseline
     batch_tokens: Tokens = 1 << 19
     micro_batch_tokens: Tokens | None = None  # gradient accumulation: tokens of one pass
@@ -95,6 +119,7 @@ class Train(Frozen):
     beta2: float = Field(0.95, gt=0, lt=1)
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)  # of the attention's weights
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -163,15 +188,36 @@ class Rungs(Frozen):
         return self
 
 
+class Decay(Frozen):
+    """One of several decays to each rung, off the same trunk; what is not said is the stage's own."""
+
+    decay: float | None = Field(None, gt=0, lt=1)
+    decay_shape: str | None = None
+    half_life: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def known(self) -> Decay:
+        if self.decay_shape is not None:
+            check_scalar("decay_shape", self.decay_shape)
+        return self
+
+    def values(self) -> dict[str, Scalar]:
+        return self.model_dump(exclude_none=True)
+
+
 class Sampler(Frozen):
     name: Literal["tpe", "gp", "cmaes", "sobol", "random", "grid"] = "tpe"
 
 
 class Stage(Frozen):
-    """One sweep of a study."""
+    """One sweep of a study: a search, whose trials a sampler finds, or a list of shapes × fan × rungs.
+
+    Listed are a `ladder` (a law's readings), a `batch` stage (several batches), a `verdict` (grids around the optimum over
+    widths, depths, rungs or batches, with seeds) and `noise` (seeds at one setting).
+    """
 
     name: Name
-    kind: Literal["search", "ladder", "batch"]
+    kind: Literal["search", "ladder", "batch", "verdict", "noise"]
     after: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     space: dict[str, Any] = {}
     budget: Budget = Budget()
@@ -180,10 +226,14 @@ class Stage(Frozen):
     fan: Annotated[tuple[float, ...], Once] = ()
     batches: Annotated[tuple[Tokens, ...], Once] = ()
     rungs: Rungs | None = None
+    decays: Annotated[tuple[Decay, ...], Once] = ()
+    halving: int | None = Field(None, ge=2)  # at each rung one trial in so many goes on; needs rungs
+    widen: int = Field(2, ge=0)  # times that a fan may be widened on a side where its minimum lies at the edge
+    effect: float = Field(0.002, gt=0, lt=1)  # relative difference of losses that the study wants to see
 
     @property
     def axes(self) -> dict[str, Axis]:
-        """What this stage searches."""
+        """What this stage searches, or lists."""
         return {k: v for k, v in parse_space(self.space).items() if isinstance(v, Range | Choice)}
 
     @property
@@ -194,18 +244,26 @@ class Stage(Frozen):
     @model_validator(mode="after")
     def kind_fits(self) -> Stage:
         parse_space(self.space)
-        (self._search if self.kind == "search" else self._ladder)()
+        (self._search if self.kind == "search" else self._listed)()
+        if self.halving and (self.rungs is None or self.length_of(self.rungs) < 2):
+            raise ValueError("halving compares trials at rungs: it needs at least two")
+        if "decay" in self.axes and any(d.decay is not None for d in self.decays):
+            raise ValueError("decays lists what space.decay searches: give one of them")
         return self
+
+    @staticmethod
+    def length_of(rungs: Rungs) -> int:
+        return len(rungs.tokens) or len(rungs.tokens_per_param)
 
     def _search(self) -> None:
         if not self.axes:
             raise ValueError("space is empty: a search needs at least one range")
-        for key in ("shapes", "fan", "batches", "rungs"):
+        for key in ("shapes", "fan", "batches"):
             if getattr(self, key):
                 raise ValueError(f"{key} belongs to a ladder")
         lengths = [k for k in ("tokens", "tokens_per_param", "flops") if getattr(self.budget, k) is not None]
-        if len(lengths) != 1:
-            raise ValueError("budget needs exactly one of tokens, tokens_per_param, flops")
+        if len(lengths) + (self.rungs is not None) != 1:
+            raise ValueError("budget needs exactly one of tokens, tokens_per_param, flops; or the stage has rungs")
         shaped = [k for k in SHAPE if k in self.axes]
         if shaped and lengths != ["flops"]:
             raise ValueError(
@@ -213,13 +271,14 @@ class Stage(Frozen):
                 "at equal tokens the biggest shape would always win"
             )
 
-    def _ladder(self) -> None:
-        if self.axes:
-            raise ValueError(f"{next(iter(self.axes))}: a {self.kind} searches nothing; give shapes, fan, rungs")
+    def _listed(self) -> None:
+        for name, axis in self.axes.items():
+            if isinstance(axis, Range) or name in ("lr", "batch_tokens", *SHAPE, *Decay.model_fields):
+                raise ValueError(f"{name}: a {self.kind} searches nothing; give shapes, fan, batches, rungs, decays")
         if not self.shapes or self.rungs is None:
             raise ValueError(f"a {self.kind} needs shapes and rungs")
-        if (self.kind == "batch") != bool(self.batches):
-            raise ValueError("batches belong to a batch stage, and it needs them")
+        if (self.kind == "batch" and not self.batches) or (self.kind == "ladder" and self.batches):
+            raise ValueError("batches belong to a batch or verdict stage, and a batch stage needs them")
         if any(f <= 0 for f in self.fan):
             raise ValueError("fan holds factors of the learning rate, above 0")
         if any(w <= 0 or d <= 0 for w, d in self.shapes):
@@ -231,7 +290,7 @@ class Study(Frozen):
 
     question: str = Field(min_length=1)
     family: Name = "gpt"
-    rules: Literal["minicpm", "completep", "standard"] = "minicpm"
+    rules: Annotated[str, AfterValidator(check_rules)] = "minicpm"
     seed: int = Field(0, ge=0)  # added to every seed: another draw of the whole study
     data: Data = Data()
     model: Model = Model()

@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from tunnel import transfer
 from tunnel.data import Corpus
 from tunnel.families import Arrays
-from tunnel.run import TrunkSpec
+from tunnel.run import Stability, TrunkSpec
 
 CHECK_EVERY = 10  # steps between looks for divergence: a look waits for the device
 HOPELESS = 2.0  # × log(vocab), the loss of a uniform guess: above it, after warmup, a run has diverged  *assumed*
 EVAL_BATCH = 32  # sequences
+SPIKE = 5.0  # running standard deviations that a step's loss must stand out by  *assumed*
+SETTLED = 20  # steps before a spike can be told from the first fall  *assumed*
+WATCHED = 8  # held-out sequences on which attention and logits are watched
 
 
 class Trained:
@@ -50,6 +54,7 @@ class Trained:
         )
         self.parameters = [p for g in self.groups for p in g["params"]]
         self.smoothed = torch.zeros((), device=self.device)
+        self.tally = torch.zeros(3, device=self.device)  # variance about `smoothed`, clipped steps, spikes
         self.hopeless = HOPELESS * math.log(trunk.body.vocab)
 
     @property
@@ -73,8 +78,17 @@ class Trained:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.tokens += s.batch_tokens
-        self.smoothed = loss if self.steps == 1 else 0.9 * self.smoothed + 0.1 * loss
+        self.note(loss, norm)
         return self.look(loss, norm, multiplier) if self.steps % CHECK_EVERY == 0 else True
+
+    def note(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
+        """Running statistics, on the device: nothing waits for them."""
+        off = loss - self.smoothed
+        spike = off > SPIKE * self.tally[0].sqrt() if self.steps > SETTLED else torch.zeros_like(loss)
+        clipped = norm > self.trunk.settings.clip
+        variance = 0.9 * self.tally[0] + 0.1 * off * off if self.steps > 1 else torch.zeros_like(loss)
+        self.tally = torch.stack([variance, self.tally[1] + clipped, self.tally[2] + spike])
+        self.smoothed = loss if self.steps == 1 else 0.9 * self.smoothed + 0.1 * loss
 
     def look(self, loss: torch.Tensor, norm: torch.Tensor, multiplier: float) -> bool:
         """Notes a row of the curve, and whether training still makes sense."""
@@ -99,13 +113,50 @@ class Trained:
         loss = total / (len(sequences) * body.seq_len)
         return loss if loss <= self.hopeless else math.inf
 
+    @torch.no_grad()
+    def stability(self) -> Stability:
+        """Attention and logits on held-out data, and what the steps so far noted."""
+        t = self.trunk.body.seq_len
+        sequences = torch.from_numpy(self.corpus.evaluation(WATCHED * t, t)).to(self.device)
+        self.model.eval()
+        with AttentionLogits() as seen:
+            logits = self.model(input_ids=sequences[:, :-1], use_cache=False).logits.float()
+        self.model.train()
+        ratios, eps = {}, 0.0
+        for group in self.groups:
+            step, weight, scale = self.adam(group)
+            ratios[group["role"]] = group["lr"] * step / weight
+            eps = max(eps, group["eps"] / scale)
+        return Stability(
+            attention_logit=seen.largest,
+            log_partition=logits.logsumexp(-1).mean().item(),
+            clip_rate=self.tally[1].item() / self.steps,
+            spikes=int(self.tally[2].item()),
+            update_to_weight=ratios,
+            eps_ratio=eps,
+        )
+
+    def adam(self, group: dict[str, Any]) -> tuple[float, float, float]:
+        """A group's RMS of Adam's step at rate 1, of the weights, and of the step's denominator."""
+        s, sums, count = self.trunk.settings, torch.zeros(3, dtype=torch.float64), 0
+        for p in group["params"]:
+            kept = self.optimizer.state[p]
+            n = kept["step"].item()
+            scale = (kept["exp_avg_sq"] / (1 - s.beta2**n)).sqrt()
+            step = kept["exp_avg"] / (1 - s.beta1**n) / (scale + group["eps"])
+            sums += torch.stack([x.double().square().sum().cpu() for x in (step, p, scale)])
+            count += p.numel()
+        return tuple((sums / count).sqrt().tolist())
+
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays = {f"model.{k}": v.detach().cpu().numpy() for k, v in self.model.named_parameters()}
         for name, p in self.model.named_parameters():
             for k, v in self.optimizer.state.get(p, {}).items():
                 arrays[f"adam.{k}.{name}"] = v.detach().cpu().numpy()
         arrays["rng"] = torch.get_rng_state().numpy()
-        arrays["smoothed"] = self.smoothed.cpu().numpy()
+        arrays["smoothed"], arrays["tally"] = self.smoothed.cpu().numpy(), self.tally.cpu().numpy()
+        if self.device.type == "cuda":
+            arrays["rng_cuda"] = torch.cuda.get_rng_state().numpy()
         return arrays, {"tokens": self.tokens}
 
     @torch.no_grad()
@@ -118,9 +169,28 @@ class Trained:
             if kept["step"] is not None:
                 self.optimizer.state[p] = {k: torch.from_numpy(np.array(v)).to(self.device) for k, v in kept.items()}
         torch.set_rng_state(torch.from_numpy(np.array(arrays["rng"])))
-        self.smoothed = torch.from_numpy(np.array(arrays["smoothed"])).to(self.device)
+        if self.device.type == "cuda" and "rng_cuda" in arrays:
+            torch.cuda.set_rng_state(torch.from_numpy(np.array(arrays["rng_cuda"])))
+        self.smoothed, self.tally = (
+            torch.from_numpy(np.array(arrays[k])).to(self.device) for k in ("smoothed", "tally")
+        )
         self.tokens = meta["tokens"]
         self.rows = []
+
+
+class AttentionLogits(TorchFunctionMode):
+    """Notes the largest attention logit, in absolute value, of every scaled dot product in its block."""
+
+    largest = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            q, k = args[:2]
+            k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
+            scale = (kwargs or {}).get("scale") or q.shape[-1] ** -0.5
+            logits = (q @ k.transpose(-2, -1)).abs().tril() * scale
+            self.largest = max(self.largest, logits.max().item())
+        return func(*args, **(kwargs or {}))
 
 
 def grouped(model: torch.nn.Module, roles: dict[str, transfer.Role], trunk: TrunkSpec) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Roles go by which dimensions of a tensor scale with width. At the base shape all rules are the same model.
 The table is SCIENCE's: `minicpm` from MiniCPM, arXiv 2404.06395, Table 7; `completep` from arXiv 2505.01618;
-`standard` is the base model left unscaled, the control that must fail to transfer.
+`standard` is the base model left unscaled, the control that must fail to transfer. What no source settles is a switch
+after the rule's name: "minicpm+depth_lr" (`space.SWITCHES`).
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tunnel.run import Body, Shape, TrunkSpec
+from tunnel.space import RULES, SWITCHES
 
 Role = Literal["embedding", "hidden", "readout", "vector"]
 ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "vector")
-RULES = ("minicpm", "completep", "standard")
+
+__all__ = ["ROLES", "RULES", "SWITCHES", "Group", "Multipliers", "Role", "Scale", "groups", "multipliers", "scale"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Scale:
 
 def multipliers(rules: str, shape: Shape, body: Body) -> Multipliers:
     """The forward constants of a shape under a rule; raises KeyError for a rule that is none."""
+    rule, _ = parsed(rules)
     m_d, m_l = shape.width / body.base_width, shape.depth / body.base_depth
     at_base = body.scale_depth / math.sqrt(body.base_depth)
     residual = {
@@ -50,27 +54,37 @@ def multipliers(rules: str, shape: Shape, body: Body) -> Multipliers:
     }
     return Multipliers(
         embedding_multiplier=body.scale_emb,
-        residual_multiplier=residual[rules],
+        residual_multiplier=residual[rule],
         # completep's 1/d_h, equal at base, is 1/sqrt(d_h) here: a study has one head_dim
         attention_multiplier=1 / math.sqrt(body.head_dim),
-        logits_scaling=1.0 if rules == "standard" else m_d,
+        logits_scaling=1.0 if rule == "standard" else m_d,
     )
+
+
+def parsed(rules: str) -> tuple[str, set[str]]:
+    """A rule and its switches; raises KeyError for a rule that is none."""
+    rule, *switches = rules.split("+")
+    if rule not in RULES:
+        raise KeyError(rule)
+    return rule, set(switches)
 
 
 def scale(rules: str, role: Role, m_d: float, m_l: float) -> Scale:
     """Factors for a role at m_d = d/d_base and m_L = L/L_base.
 
-    Embeddings, tied to the readout here, and vectors keep their base values: whether the tied embedding should
-    scale is open.  *assumed*
+    Embeddings, tied to the readout here, and vectors keep their base values, unless the switch `tied` says otherwise.
     """
+    rule, switches = parsed(rules)
     decays = 0.0 if role == "vector" else 1.0  # norm gains are not pulled to 0  *assumed*
-    if rules == "standard" or role != "hidden":
-        return Scale(weight_decay=decays)
+    deeper = 1 / math.sqrt(m_l) if "depth_lr" in switches else 1.0
+    scaled = role == "hidden" or (role == "embedding" and "tied" in switches)
+    if rule == "standard" or not scaled:
+        return Scale(lr=deeper, weight_decay=decays)
     return Scale(
-        lr=1 / m_d,
+        lr=deeper / m_d,
         init_std=1 / math.sqrt(m_d),
-        weight_decay=m_d,  # lr · weight decay stays free of width
-        eps=1 / (m_d * m_l) if rules == "completep" else 1.0,
+        weight_decay=1.0 if "fixed_decay" in switches else m_d,  # lr · weight decay stays free of width
+        eps=1 / (m_d * m_l) if rule == "completep" and role == "hidden" else 1.0,
     )
 
 

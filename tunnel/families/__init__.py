@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tunnel.errors import UserError
+from tunnel.run import Stability
 
 Arrays = dict[str, np.ndarray]
 
@@ -32,6 +33,9 @@ class Grown(Protocol):
 
     def evaluate(self) -> float:
         """Held-out loss in nats per token."""
+
+    def stability(self) -> Stability | None:
+        """How near the run came to the edge; None for a body that has none."""
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Everything the next step depends on: tensors, and JSON."""

@@ -45,7 +45,7 @@ def flops_per_token(shape: Shape, body: Body) -> float:
     return 6.0 * count(shape, body) + attention + 6.0 * body.vocab * shape.width
 
 
-def config_dict(shape: Shape, body: Body, rules: str) -> dict[str, Any]:
+def config_dict(shape: Shape, body: Body, rules: str, dropout: float = 0.0) -> dict[str, Any]:
     """The GraniteConfig of a shape, as keyword arguments."""
     n_q, n_kv = heads(shape, body)
     return {
@@ -57,7 +57,7 @@ def config_dict(shape: Shape, body: Body, rules: str) -> dict[str, Any]:
         "num_key_value_heads": n_kv,
         "max_position_embeddings": body.seq_len,
         "tie_word_embeddings": True,
-        "attention_dropout": 0.0,
+        "attention_dropout": dropout,
         "initializer_range": body.init_std,
         "bos_token_id": None,
         "eos_token_id": None,
@@ -73,6 +73,6 @@ def grown(trunk: TrunkSpec, corpus: Corpus | None) -> Grown:
     from tunnel.train import Trained
 
     assert corpus is not None
-    config = GraniteConfig(**config_dict(trunk.shape, trunk.body, trunk.rules))
+    config = GraniteConfig(**config_dict(trunk.shape, trunk.body, trunk.rules, trunk.settings.dropout))
     config._attn_implementation = "sdpa"
     return Trained(lambda: GraniteForCausalLM(config), ROLES, trunk, corpus)
