@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 
 from tunnel import data, forks
+from tunnel.errors import Stopped
 from tunnel.families import gpt
 from tunnel.run import Record, RunSpec, Trial
 from tunnel.schedule import SHAPES
@@ -139,6 +141,58 @@ def test_a_damaged_fork_point_in_the_middle_of_a_trial(tmp_path: Path, corpus: d
             if len(losses) == 2:
                 (keep.checkpoint(trunk.fingerprint, 10 * BATCH) / "meta.json").write_text("{}")
     assert losses == [from_scratch(run, corpus)[1] for run in trial.runs]
+
+
+def test_dropout_forks_exactly_too(tmp_path: Path, corpus: data.Corpus) -> None:
+    """Its draws come from the RNG that the trunk's state holds."""
+    trunk = trunk_spec(micro_batch_tokens=2 * SEQ_LEN, dropout=0.2)
+    trial = Trial(stage="s", number=0, runs=(run_spec(trunk, 6, 3), run_spec(trunk, 6, 3, "linear")))
+    for run, (state, loss) in zip(trial.runs, forked(trial, Store(tmp_path), corpus), strict=True):
+        scratch, scratch_loss = from_scratch(run, corpus)
+        assert_same(state, scratch)
+        assert loss == scratch_loss
+    assert loss != from_scratch(run.replaced(trunk=trunk_spec(micro_batch_tokens=2 * SEQ_LEN)), corpus)[1]
+
+
+def test_a_record_tells_what_the_model_was(tmp_path: Path, corpus: data.Corpus) -> None:
+    [record] = measured(Trial(stage="s", number=0, runs=(run_spec(trunk_spec(), 8, 2),)), Store(tmp_path), corpus)
+    model: Any = gpt.grown(record.run.trunk, corpus)
+    while model.tokens < record.D:
+        model.step(record.run.multiplier(model.tokens))
+    assert record.final == forks.digests(*model.state())
+    assert record.final.keys() == {"weights", "moments", "rng", "counters", "cursor"}
+    assert record.stability == model.stability()
+    with torch.no_grad():
+        model.parameters[0].view(-1)[0] += 1e-7
+    changed = forks.digests(*model.state())
+    assert {k for k in changed if changed[k] != record.final[k]} == {"weights"}
+
+
+@pytest.mark.parametrize("when", ["in the trunk", "in the decay"])
+def test_who_is_asked_to_stop_keeps_its_step(
+    tmp_path: Path, corpus: data.Corpus, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forks, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(forks, "SLICE_SECONDS", -1.0)  # a slice a step, so that the test can stop it anywhere
+    keep, trial = Store(tmp_path), Trial(stage="s", number=0, runs=(run_spec(trunk_spec(), 20, 10),))
+    phase, at = ("trunk", 12) if when == "in the trunk" else ("decay", 24)
+    events = forks.grow(trial, keep, corpus)
+    while (e := next(events)) and isinstance(e, forks.Progress) and (e.phase, e.tokens) != (phase, at * BATCH):
+        pass
+    (tmp_path / "stop").touch()
+    with pytest.raises(Stopped):
+        next(events)
+    (tmp_path / "stop").unlink()
+    first = next(e for e in forks.grow(trial, keep, corpus) if isinstance(e, forks.Progress))
+    assert first.tokens == (at + 2) * BATCH
+    [record] = measured(trial, keep, corpus)
+    assert record.loss == from_scratch(trial.runs[0], corpus)[1]
+    assert record.tokens_trained == 30 * BATCH
+    left = [p for p in (tmp_path / "trunks").rglob("state.safetensors")]
+    assert [p.parent.name for p in left] == [f"{20 * BATCH:015d}"]  # the fork point alone
+    curve = keep.curve(trial.runs[0].fingerprint)
+    assert curve is not None
+    assert list(curve.tokens) == [30 * BATCH]
 
 
 # real kills

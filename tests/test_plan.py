@@ -143,6 +143,32 @@ def test_rungs_are_forks_of_one_trunk(study_file: Write) -> None:
         assert trial.trunk.settings.batch_tokens == 1024
 
 
+def test_several_decays_end_at_one_rung_off_one_trunk(study_file: Write) -> None:
+    decays = (
+        '[{ decay = 0.05 }, { decay = 0.2, decay_shape = "linear" }, { decay_shape = "exponential", half_life = 0.4 }]'
+    )
+    asked = study.load(study_file(("fan = [0.5, 1, 2]", f"fan = [1]\ndecays = {decays}")))
+    for trial in ladder_trials(asked, {}):
+        assert len({r.trunk.fingerprint for r in trial.runs}) == 1
+        assert sorted({r.tokens // 1024 for r in trial.runs}) == [49, 98]
+        at_last = sorted((r.decay_tokens // 1024, r.decay_shape) for r in trial.runs if r.tokens == trial.rung)
+        assert at_last == [(5, "1-sqrt"), (10, "exponential"), (20, "linear")]
+        assert {r.half_life for r in trial.runs if r.decay_shape == "exponential"} == {0.4}
+        assert [r.decay_start for r in trial.runs] == sorted(r.decay_start for r in trial.runs)
+        assert trial.trained == 93 * 1024 + sum(r.decay_tokens for r in trial.runs)  # one trunk, to its last fork
+
+
+def test_a_stage_may_list_rules_and_settings(study_file: Write) -> None:
+    space = '\n  [stage.space]\n  rules = ["standard", "minicpm+depth_lr"]\n  weight_decay = [0.0, 0.1]'
+    rungs = 'rungs = { tokens = ["50k", "100k"] }'
+    asked = study.load(study_file(("fan = [0.5, 1, 2]", "fan = [1, 2]"), (rungs, rungs + space)))
+    trials = ladder_trials(asked, {})
+    assert len(trials) == plan.trials_planned(asked.stage_named("ladder")) == 2 * 2 * 2 * 2
+    found = {(t.trunk.rules, t.trunk.settings.weight_decay, t.trunk.settings.lr) for t in trials}
+    assert len(found) == 8
+    assert {f[0] for f in found} == {"standard", "minicpm+depth_lr"}
+
+
 @pytest.mark.parametrize(
     ("handed_on", "warmup"),
     [(3_000, 3), (40_000, 15), (0.04, 2)],  # in batches; the rungs begin at 50k

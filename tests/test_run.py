@@ -11,7 +11,7 @@ from conftest import BATCH, run_spec, trunk_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunnel.run import RunSpec, Trial, TrunkSpec, fingerprint
+from tunnel.run import Joined, RunSpec, Trial, TrunkSpec, fingerprint
 
 TRUNK = trunk_spec()
 RUN = run_spec(TRUNK, 8, 2)
@@ -50,6 +50,22 @@ def test_a_fingerprint_is_blind_to_the_order_of_keys(value: Any) -> None:
 )
 def test_whatever_shapes_a_trunk_is_in_its_identity(other: TrunkSpec) -> None:
     assert other.fingerprint != TRUNK.fingerprint
+
+
+def test_what_a_later_version_added_is_no_part_of_an_older_identity() -> None:
+    """Golden: fingerprints of 0.1, so that its folders go on."""
+    assert (TRUNK.fingerprint, RUN.fingerprint) == ("a01014b974988607", "b2b6a59ea9698b77")
+    assert trunk_spec(dropout=0.1).fingerprint != TRUNK.fingerprint
+    assert RUN.replaced(half_life=0.3).fingerprint != RUN.fingerprint
+    assert RUN.replaced(half_life=1 / 5.5).fingerprint == RUN.fingerprint
+
+
+def test_data_that_joins_later_has_not_shaped_what_came_before() -> None:
+    joined = Joined(at=500, share=0.5, source=TRUNK.source.replaced(corpus_hash="new"))
+    trunk = TRUNK.replaced(source=TRUNK.source.replaced(then=(joined,)))
+    assert trunk.until(500).fingerprint == TRUNK.fingerprint
+    assert trunk.until(501) == trunk
+    assert trunk.fingerprint != TRUNK.fingerprint
 
 
 def test_a_trunk_has_no_length_and_its_forks_have_their_own() -> None:

@@ -94,7 +94,7 @@ BAD = [
     (
         "fan = [0.5, 1, 2]",
         f"space.{LR}",
-        "stage.ladder: lr: a ladder searches nothing; give shapes, fan, batches, rungs, decays",
+        "stage.ladder: lr: a ladder searches nothing; give shapes, fan, batches",
         "",
     ),
     (

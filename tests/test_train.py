@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 from transformers import GraniteConfig, GraniteForCausalLM
+from transformers.models.granite.modeling_granite import apply_rotary_pos_emb
 
 from tunnel import data, forks, train, transfer
 from tunnel.families import gpt
@@ -148,6 +149,67 @@ def test_seeds_vary_the_start_and_settings_do_not(corpus: data.Corpus, changed: 
         grown(t, corpus).state()[0]["model.model.embed_tokens.weight"] for t in (trunk_spec(), trunk_spec(**changed))
     )
     assert np.array_equal(a, b) == same
+
+
+# stability
+
+
+def test_stability_against_what_is_known(corpus: data.Corpus) -> None:
+    """After one step of Adam every weight moved by lr; a silenced model guesses uniformly and attends to nothing."""
+    trunk = trunk_spec(clip=1e-3, eps=1e-12, weight_decay=0.0)
+    model = grown(trunk, corpus)
+    for _ in range(3):
+        model.step(1.0)
+    assert model.stability().clip_rate == 1.0
+    calm = grown(trunk_spec(clip=1e9, eps=1e-12), corpus)
+    calm.step(1.0)
+    found = calm.stability()
+    assert (found.clip_rate, found.spikes) == (0.0, 0)
+    for group in calm.groups:
+        weights = torch.cat([p.detach().flatten() for p in group["params"]])
+        moved = [calm.optimizer.state[p]["exp_avg"] != 0 for p in group["params"]]  # unread rows of an embedding stay
+        share = torch.cat([m.flatten() for m in moved]).float().mean().sqrt()
+        expected = group["lr"] * share / weights.square().mean().sqrt()
+        assert found.update_to_weight[group["role"]] == pytest.approx(expected.item(), rel=1e-3)
+    with torch.no_grad():
+        for p in calm.parameters:
+            p.zero_()
+    silent = calm.stability()
+    assert silent.attention_logit == 0.0
+    assert silent.log_partition == pytest.approx(math.log(256), rel=1e-6)
+
+
+@pytest.mark.parametrize("kv_heads", [None, 1])
+def test_the_largest_attention_logit_is_the_one_before_the_softmax(corpus: data.Corpus, kv_heads: int | None) -> None:
+    """Against transformers' own eager attention: softmax of these logits is its weights."""
+    model = grown(trunk_spec(kv_heads=kv_heads), corpus)
+    for _ in range(5):
+        model.step(1.0)
+    sequences = torch.from_numpy(corpus.evaluation(train.WATCHED * SEQ_LEN, SEQ_LEN))[:, :-1]
+    seen: list[float] = []
+
+    def hook(module: Any, args: Any, kwargs: Any) -> None:
+        hidden, (cos, sin) = kwargs["hidden_states"], kwargs["position_embeddings"]
+        n, t, _ = hidden.shape
+        q, k = (p(hidden).view(n, t, -1, 16).transpose(1, 2) for p in (module.q_proj, module.k_proj))
+        q, k = apply_rotary_pos_emb(q, k, cos, sin)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+        seen.append((q @ k.transpose(-1, -2) / 4).tril().abs().max().item())
+
+    for layer in model.model.model.layers:
+        layer.self_attn.register_forward_pre_hook(hook, with_kwargs=True)
+    with torch.no_grad():
+        model.model.eval()(input_ids=sequences, use_cache=False)
+    assert model.stability().attention_logit == pytest.approx(max(seen), rel=1e-5)
+
+
+def test_a_spike_is_a_step_that_stands_out(corpus: data.Corpus) -> None:
+    model = grown(trunk_spec(), corpus)
+    calm, high = torch.tensor(2.0), torch.tensor(9.0)
+    for step in range(60):
+        model.tokens += BATCH
+        model.note(high if step in (10, 40) else calm + 0.1 * (-1) ** step, torch.tensor(0.5))
+    assert model.tally[1:].tolist() == [0, 1]  # the first fall is no spike
 
 
 # divergence

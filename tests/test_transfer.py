@@ -7,6 +7,7 @@ import math
 import pytest
 
 from tunnel.run import Body, Shape
+from tunnel.space import SWITCHES
 from tunnel.transfer import ROLES, RULES, Multipliers, Role, Scale, multipliers, scale
 
 BODY = Body(
@@ -23,7 +24,7 @@ BODY = Body(
 BASE = Shape(width=256, depth=8)
 
 
-@pytest.mark.parametrize("rules", RULES)
+@pytest.mark.parametrize("rules", [*RULES, *(f"{r}+{s}" for r in RULES for s in SWITCHES)])
 def test_all_rules_are_one_model_at_the_base_shape(rules: str) -> None:
     assert multipliers(rules, BASE, BODY) == Multipliers(12.0, pytest.approx(1.4 / math.sqrt(8)), 1 / 8, 1.0)
     for role in ROLES:
@@ -53,6 +54,14 @@ def test_the_forward_pass_four_times_as_wide_and_deep(rules: str, residual: floa
         ("standard", "hidden", Scale()),
         *((rules, role, Scale()) for rules in RULES for role in ("embedding", "readout")),
         *((rules, "vector", Scale(weight_decay=0.0)) for rules in RULES),
+        ("minicpm+tied", "embedding", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=4, eps=1)),
+        ("completep+tied", "embedding", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=4, eps=1)),
+        ("minicpm+fixed_decay", "hidden", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=1, eps=1)),
+        ("minicpm+depth_lr", "hidden", Scale(lr=1 / 4 / math.sqrt(3), init_std=1 / 2, weight_decay=4, eps=1)),
+        ("minicpm+depth_lr", "embedding", Scale(lr=1 / math.sqrt(3))),
+        ("minicpm+depth_lr", "vector", Scale(lr=1 / math.sqrt(3), weight_decay=0.0)),
+        ("completep+depth_lr+fixed_decay", "hidden", Scale(1 / 4 / math.sqrt(3), 1 / 2, 1, 1 / 12)),
+        ("standard+tied", "embedding", Scale()),
     ],
 )
 def test_factors_by_role(rules: str, role: Role, expected: Scale) -> None:

@@ -231,7 +231,7 @@ PARTS = {"model": "weights", "adam": "moments", "rng": "rng"}  # what the rest o
 
 
 def digests(arrays: Arrays, meta: dict[str, Any]) -> dict[str, str]:
-    """What a state was, for a later comparison bit for bit: 16 hex digits of weights, moments, RNG, counters, cursor."""
+    """What a state was, to be compared later: 16 hex digits of weights, moments, RNG, counters, cursor."""
     found: dict[str, Any] = {}
     for name in sorted(arrays):
         part = PARTS.get(name.split(".")[0], "counters")

@@ -141,7 +141,7 @@ def build(
         source=source_of(study, corpus_hash),
         seed=study.seed + seed,
     )
-    ways = [{**values, **d} for d in decays] or [values]
+    ways = [{**values, **d} for d in decays or ({},)]
     runs = {fork(trunk, study, way, rung, f"stage {stage}"): None for rung in rungs for way in ways}
     return Trial(stage=stage, number=number, runs=tuple(sorted(runs, key=lambda r: (r.decay_start, r.tokens))))
 

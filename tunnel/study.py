@@ -212,8 +212,8 @@ class Sampler(Frozen):
 class Stage(Frozen):
     """One sweep of a study: a search, whose trials a sampler finds, or a list of shapes × fan × rungs.
 
-    Listed are a `ladder` (a law's readings), a `batch` stage (several batches), a `verdict` (grids around the optimum over
-    widths, depths, rungs or batches, with seeds) and `noise` (seeds at one setting).
+    Listed are a `ladder` (a law's readings), a `batch` stage (several batches), a `verdict` (grids around the optimum
+    over widths, depths, rungs or batches, with seeds) and `noise` (seeds at one setting).
     """
 
     name: Name

@@ -26,6 +26,7 @@ HOPELESS = 2.0  # × log(vocab), the loss of a uniform guess: above it, after wa
 EVAL_BATCH = 32  # sequences
 SPIKE = 5.0  # running standard deviations that a step's loss must stand out by  *assumed*
 SETTLED = 20  # steps before a spike can be told from the first fall  *assumed*
+TINY = 1e-30  # a parameter that never had a gradient must not divide by zero
 WATCHED = 8  # held-out sequences on which attention and logits are watched
 
 
@@ -63,21 +64,29 @@ class Trained:
 
     def step(self, multiplier: float) -> bool:
         """Trains one batch at `multiplier` times the peak; False where the run has diverged."""
-        s, t = self.trunk.settings, self.trunk.body.seq_len
-        n = s.batch_tokens // t
-        batch = torch.from_numpy(self.corpus.sequences(self.trunk.seed, self.tokens // t, n, t)).to(self.device)
+        s, batch = self.trunk.settings, self.batch()
         loss = torch.zeros((), device=self.device)
-        for part in batch.split(s.micro_batch_tokens // t):
+        for part in batch.split(s.micro_batch_tokens // self.trunk.body.seq_len):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
-                part_loss = self.loss(part) * (len(part) / n)
+                part_loss = self.loss(part) * (len(part) / len(batch))
             part_loss.backward()
             loss += part_loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, s.clip)
+        return self.update(loss, multiplier)
+
+    def batch(self) -> torch.Tensor:
+        """The next step's sequences, each of seq_len + 1 tokens."""
+        t = self.trunk.body.seq_len
+        n = self.trunk.settings.batch_tokens // t
+        return torch.from_numpy(self.corpus.sequences(self.trunk.seed, self.tokens // t, n, t)).to(self.device)
+
+    def update(self, loss: torch.Tensor, multiplier: float) -> bool:
+        """The second half of a step, after the gradients of `loss`."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trunk.settings.clip)
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = own["lr"] * multiplier
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.tokens += s.batch_tokens
+        self.tokens += self.trunk.settings.batch_tokens
         self.note(loss, norm)
         return self.look(loss, norm, multiplier) if self.steps % CHECK_EVERY == 0 else True
 
@@ -146,7 +155,7 @@ class Trained:
             step = kept["exp_avg"] / (1 - s.beta1**n) / (scale + group["eps"])
             sums += torch.stack([x.double().square().sum().cpu() for x in (step, p, scale)])
             count += p.numel()
-        return tuple((sums / count).sqrt().tolist())
+        return tuple((sums / count).sqrt().clamp(min=TINY).tolist())
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         arrays = {f"model.{k}": v.detach().cpu().numpy() for k, v in self.model.named_parameters()}
