@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: venv demo dashboard test bench clean
+.PHONY: venv demo dashboard test test-faults bench clean
 
 venv: $(VENV)/installed
 
@@ -25,10 +25,15 @@ test: venv
 	$(BIN)/mypy
 	$(BIN)/pytest -q
 
+# The faults of FAULTS.md, the slow ones too: prints how many were survived.
+test-faults: venv
+	$(BIN)/python tests/faults.py
+
 # About 40 minutes on two cores; TABLE is a runs table such as Chinchilla's points.
 bench: venv
 	$(BIN)/python benchmarks/calibration.py
 	$(if $(TABLE),$(BIN)/python benchmarks/fit.py $(TABLE))
+	$(BIN)/python benchmarks/halving.py
 	$(BIN)/python benchmarks/demo.py
 
 clean:

@@ -9,6 +9,7 @@ from dashboard import load, show
 PAGES = {
     "overview": ("Overview", ":material/dashboard:"),
     "valleys": ("Valleys", ":material/scatter_plot:"),
+    "transfer": ("Transfer", ":material/swap_horiz:"),
     "curves": ("Curves", ":material/show_chart:"),
     "laws": ("Laws", ":material/trending_down:"),
     "recommendation": ("Recommendation", ":material/task_alt:"),

@@ -22,6 +22,8 @@ FAR = 4.0  # a minimum that lies further outside of what was tried is out of sig
 PANEL = 300  # pixels of a row of panels
 Place = dict[str, int]  # a panel's row and column
 RING = {"symbol": "circle-cross-open", "size": 12, "line": {"width": 2}}
+SHAPES = 6  # that a finding names  *assumed*
+ABOVE_BEST = "loss above the best lr's mean (%)"
 ABOVE = "loss above the valley's minimum (%)"
 BAND = "fitted minimum, 90% interval"
 
@@ -71,9 +73,11 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None, relati
 
     `readings`: the finished readings of one stage, at least one. `relative`: percent above each valley's own minimum.
     """
-    curved = bool(fit and fit["surface"]["curved"])
+    curved, finding = bool(fit and fit["surface"]["curved"]), valley_finding(readings, fit)
     if relative and fit and curved:
         readings, fit = above_minimum(readings, fit)
+    elif relative:
+        readings = above_best(readings)
     shapes = sorted({(int(w), int(d)) for w, d in zip(readings.width, readings.depth, strict=True)})
     rungs = {float(d): i for i, d in enumerate(sorted(readings.D.unique()))}
     fig, places = panels([shape_name(*s) for s in shapes])
@@ -85,9 +89,13 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None, relati
             mark = {"color": colour(i), "symbol": symbol(i), "size": 8}
             look = {"mode": "markers", "marker": mark, "legendgroup": str(d), "showlegend": False}
             fig.add_trace(go.Scatter(x=rows.lr, y=rows.loss, hovertemplate=over, **look), **place)
+            if not curved:  # what a fit would say is not known: the seeds' means are joined
+                means = rows.groupby("lr").loss.mean()
+                look = {"mode": "lines", "line": {"color": colour(i), "width": 1.3}, "legendgroup": str(d)}
+                fig.add_trace(go.Scatter(x=means.index, y=means, hoverinfo="skip", showlegend=False, **look), **place)
     for d, i in rungs.items():
         mark = {"color": colour(i), "symbol": symbol(i), "size": 8}
-        look = {"mode": "markers+lines" if curved else "markers", "marker": mark, "line": {"color": colour(i)}}
+        look = {"mode": "markers+lines", "marker": mark, "line": {"color": colour(i)}}
         legend_only(fig, f"D = {short(d)} tokens", legendgroup=str(d), **look)
     if fit and curved:
         fitted_valleys(fig, fit, dict(zip(shapes, places, strict=True)), rungs)
@@ -99,10 +107,12 @@ def valleys(readings: pd.DataFrame, fit: Mapping[str, Any] | None = None, relati
         "each panel is a shape and each colour a length of training D, and a valley's lowest point is the best lr there"
     )
     more = (
-        "; lines are one fit to all readings, ringed crosses its minima." if curved else "; the fit comes with the end."
+        "; lines are one fit to all readings, ringed crosses its minima."
+        if curved
+        else "; lines join the seeds' means."
     )
-    unit = ABOVE if relative and curved else NATS
-    return framed_panels(fig, valley_finding(readings, fit), read + more, places, unit)
+    unit = (ABOVE if curved else ABOVE_BEST) if relative else NATS
+    return framed_panels(fig, finding, read + more, places, unit)
 
 
 def above_minimum(readings: pd.DataFrame, fit: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -111,6 +121,14 @@ def above_minimum(readings: pd.DataFrame, fit: Mapping[str, Any]) -> tuple[pd.Da
     low = [lows.get(k, math.nan) for k in zip(readings.width, readings.depth, readings.D, strict=True)]
     rows = readings.assign(loss=100 * (readings.loss / np.array(low) - 1))
     return rows[rows.loss.notna()], {**fit, "minima": [{**m, "loss": 0.0, "scale": 100.0} for m in fit["minima"]]}
+
+
+def above_best(readings: pd.DataFrame) -> pd.DataFrame:
+    """Percent above the best lr's mean of each cell instead of losses."""
+    cell = ["width", "depth", "D"]
+    means = readings.groupby([*cell, "lr"]).loss.transform("mean")
+    least = means.groupby([readings[k] for k in cell]).transform("min")
+    return readings.assign(loss=100 * (readings.loss / least - 1))
 
 
 def fitted_valleys(
@@ -136,12 +154,21 @@ def fitted_valleys(
 
 def valley_finding(readings: pd.DataFrame, fit: Mapping[str, Any] | None) -> str:
     if fit is None:
-        return f"{len(readings)} readings so far; the best is {best_of(readings)}"
+        return f"{len(readings)} readings; best of those read {best_lrs(readings)}"
     if not fit["surface"]["curved"]:
         return "The fans show no minimum: their learning rates all lie on one side of the valley"
     d = fit["lr_drift"]
     moves = [movement(d[f"per_10x_{k}_octaves"], d.get(f"{k}_low"), d.get(f"{k}_high"), k) for k in "DN"]
     return f"The best learning rate {moves[0]} and {moves[1]}"
+
+
+def best_lrs(readings: pd.DataFrame) -> str:
+    """Each shape's best lr at the longest rung that was read, by the seeds' mean."""
+    rows = readings[readings.D.max() == readings.D]
+    means = rows.groupby(["width", "depth", "lr"]).loss.mean().reset_index()
+    best = means.loc[means.groupby(["width", "depth"]).loss.idxmin()].head(SHAPES)
+    said = [f"lr {r.lr:.3g} for {shape_name(r.width, r.depth)}" for _, r in best.iterrows()]
+    return f"at D = {short(rows.D.max())}: {', '.join(said)}"
 
 
 def movement(octaves: float, low: float | None, high: float | None, along: str) -> str:

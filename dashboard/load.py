@@ -18,7 +18,7 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
-from tunnel import ladder, store, sweep
+from tunnel import ladder, sampler, store, sweep
 from tunnel.errors import UserError
 from tunnel.run import Record
 from tunnel.store import Store
@@ -41,6 +41,9 @@ RECOMMENDATION = (
     "compute_ratio",
 )
 CHECK = ("target", "forecast", "low", "high", "measured", "error_percent", "inside")
+VERDICT = ("verdict", "reason", "over", "noise", "rules", "compared", "readings_hash")  # of each setting
+PENALTY = ("penalty_percent", "penalty_high", "limit_percent", "penalty_noise")
+OVER = ("verdict", "reason", *PENALTY, "drift_octaves", "low", "high", "law", "fixed", "minima", "lines")  # of an axis
 
 Stamp = tuple[int, ...] | None
 
@@ -56,6 +59,8 @@ class Opened:
     fit: dict[str, Any] | None
     recommendation: dict[str, Any] | None
     check: dict[str, Any] | None
+    verdict: dict[str, dict[str, Any]] | None  # by setting
+    at: tuple[Stamp, ...]  # what question and readings were read from
     resting_on: str | None  # what a fit made now would rest on: another one in a file means that the file is old
     problems: tuple[str, ...]
 
@@ -161,6 +166,11 @@ def curve_at(root: str, name: str, at: Stamp) -> pd.DataFrame | None:
     return Store(root).curve(name)
 
 
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def states_at(root: str, stage: str, at: Stamp) -> dict[str, str]:
+    return {run: t["state"] for t in sampler.states(Path(root), stage) for run in t["runs"]}
+
+
 @st.cache_data(max_entries=8, show_spinner="Packing the bundle …")
 def bundle_at(folder: str, at: Stamp) -> bytes:
     packed = io.BytesIO()
@@ -177,11 +187,13 @@ def opened(root: Path) -> Opened:
     """Everything that the pages show of a study, without its curves."""
     problems: list[str] = []
     asked = None
+    question = (stamp(root / "study.toml"), stamp(root / "study.resolved.json"))
     try:
-        asked = asked_at(str(root), (stamp(root / "study.toml"), stamp(root / "study.resolved.json")))
+        asked = asked_at(str(root), question)
     except UNREADABLE as e:
         problems.append(f"study.toml: {said(e)}")
-    readings, broken = readings_at(str(root), tree_stamp(root / "records"))
+    measured = tree_stamp(root / "records")
+    readings, broken = readings_at(str(root), measured)
     problems += [f"records/{name} is not whole" for name in broken]
     resolved = part(root, "study.resolved.json", ("stages",), problems)
     ladders = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
@@ -193,7 +205,9 @@ def opened(root: Path) -> Opened:
         fit=part(root, f"fits/{ladders[-1]}.json", FIT, problems) if ladders else None,
         recommendation=part(root, "recommendation.json", RECOMMENDATION, problems),
         check=part(root, "check.json", CHECK, problems),
-        resting_on=ladder.hash_of(asked, readings) if asked else None,
+        verdict=verdict_of(root, problems),
+        at=(*question, measured),
+        resting_on=resting_on(asked, readings),
         problems=tuple(problems),
     )
 
@@ -206,11 +220,37 @@ def part(root: Path, name: str, needs: tuple[str, ...], problems: list[str]) -> 
     except UNREADABLE as e:
         problems.append(f"{name}: {said(e)}")
         return None
-    missing = [] if found is None else [k for k in needs if not isinstance(found, dict) or k not in found]
+    if found is not None and not isinstance(found, dict):
+        problems.append(f"{name} is no object")
+        return None
+    missing = [] if found is None else [k for k in needs if k not in found]
     if missing:
         problems.append(f"{name} lacks {', '.join(missing)}")
         return None
     return found
+
+
+def resting_on(asked: Study | None, readings: pd.DataFrame) -> str | None:
+    """What a fit made now would rest on; None where that cannot be said."""
+    try:
+        return ladder.hash_of(asked, readings) if asked else None
+    except UNREADABLE:
+        return None
+
+
+def verdict_of(root: Path, problems: list[str]) -> dict[str, dict[str, Any]] | None:
+    """verdict.json, where each of its settings has what is shown."""
+    found = part(root, "verdict.json", (), problems)
+    try:
+        mine = [v for own in (found or {}).values() for v in (own, *own["compared"].values())]
+        lacking = {k for own in (found or {}).values() for k in VERDICT if k not in own}
+        lacking |= {k for v in mine for over in v["over"].values() for k in OVER if k not in over}
+    except UNREADABLE:
+        lacking = {"compared", "over"}
+    if lacking:
+        problems.append(f"verdict.json lacks {', '.join(sorted(lacking))}; `tunnel verdict` makes it again")
+        return None
+    return found or None
 
 
 def handed_on(asked: Study | None, resolved: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -249,6 +289,23 @@ def alive(root: Path) -> Alive | None:
         return Alive(progress, bool(lock) and store.alive(lock or {}), age)
     except UNREADABLE:
         return None
+
+
+def of_stage(seen: Opened, stage: str) -> pd.DataFrame:
+    """A stage's readings, with those that it shares: a record is kept once, under the stage that measured it."""
+    rows = seen.readings
+    return rows[(rows.stage == stage) | rows.fingerprint.isin(states(seen.root, stage))]
+
+
+def states(root: Path, stage: str) -> dict[str, str]:
+    """The states of a stage's trials, by their runs' fingerprints; empty where the folder cannot say."""
+    database = stamp(root / "optuna.db")
+    if database is None or not database[0]:
+        return {}  # being created: opening it would write its tables
+    try:
+        return states_at(str(root), stage, database)
+    except UNREADABLE:
+        return {}
 
 
 def curve(root: Path, name: str) -> pd.DataFrame | None:

@@ -16,6 +16,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 NEUTRAL = PALETTE[4]
 PHASES = {"warmup": 0.6, "stable": 0.08, "decay": 0.34}  # opacity of the neutral band: colours belong to the forks
 TITLE_WIDTH = 100  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
+TITLE_LINES = 3
 LEGEND_WIDTH = 760  # pixels of a legend's row there  *measured here*
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NATS = "loss (nats per token)"
@@ -70,7 +71,7 @@ def framed(fig: go.Figure, finding: str, read: str, height: int = 460, head: int
     `read` is one sentence; it rides in `layout.meta` and is shown beneath the figure. `head`: pixels that the panels'
     own titles take.
     """
-    lines = textwrap.wrap(finding, TITLE_WIDTH) or [""]
+    lines = textwrap.wrap(finding, TITLE_WIDTH, max_lines=TITLE_LINES, placeholder=" …") or [""]
     text = "<br>".join(html.escape(line) for line in lines)
     place = {
         "x": 0,
@@ -78,7 +79,7 @@ def framed(fig: go.Figure, finding: str, read: str, height: int = 460, head: int
         "yref": "container",
         "y": 1,
         "yanchor": "top",
-        "pad": {"t": 8 + 22 * (len(lines) - 1)},
+        "pad": {"t": 8 if len(lines) == 1 else 22},  # of several lines, plotly puts the first one higher
     }
     fig.update_layout(
         title={"text": text, "font": {"size": 17}, **place},

@@ -15,15 +15,18 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 
-from dashboard import launch, load, show
+from dashboard import judge, launch, load, show
 from dashboard.app import PAGES
-from tunnel import forecasts, recommend, store, sweep
+from dashboard.app_pages import curves
+from tunnel import forecasts, recommend, store, sweep, verdict
 from tunnel import launch as full_size
 from tunnel.errors import UserError
 
@@ -122,7 +125,7 @@ def charts(app: AppTest) -> int:
 
 # every page, on every kind of folder
 
-FINISHED = {"overview": 1, "valleys": 2, "curves": 2, "laws": 2, "recommendation": 0}  # figures
+FINISHED = {"overview": 1, "valleys": 2, "transfer": 4, "curves": 2, "laws": 2, "recommendation": 0}  # figures
 
 
 @pytest.mark.parametrize(("page", "figures"), FINISHED.items())
@@ -134,8 +137,7 @@ def test_a_finished_study(finished: Path, monkeypatch: pytest.MonkeyPatch, page:
     assert words(app).count("How to read this") >= figures
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("kept", [0, 30])
+@pytest.mark.parametrize(("page", "kept"), [*((page, 30) for page in PAGES), ("overview", 0), ("transfer", 0)])
 def test_a_study_in_progress(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str, kept: int) -> None:
     app = look(monkeypatch, running(cut(copied, kept)), page)
     assert not app.exception
@@ -184,6 +186,7 @@ def test_values_of_the_wrong_kind_are_problems_not_crashes(copied: Path, monkeyp
     store.write_json(copied / "recommendation.json", ["not", "an", "object"])
     store.write_json(copied / "fits" / "ladder.json", {"minima": []})
     store.write_json(copied / "progress.json", 3)
+    store.write_json(copied / "verdict.json", {"lr": {"verdict": "transfers"}})
     (copied / "study.resolved.json").write_text("[]")
     for page in PAGES:
         assert not look(monkeypatch, copied, page).exception
@@ -204,6 +207,13 @@ def test_a_sweep_that_died_is_not_called_running(copied: Path, monkeypatch: pyte
     assert not app.exception
     assert "The sweep stopped" in app.info[0].value
     assert not app.get("progress")
+
+
+def test_a_diverged_reading_breaks_no_page(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = sorted((copied / "records").glob("*.json"))[3]
+    store.write_json(path, store.read_json(path) | {"status": "diverged", "loss": None, "bpb": None, "diverged_at": 9})
+    for page in ("valleys", "transfer"):
+        assert not look(monkeypatch, copied, page).exception, page
 
 
 @pytest.mark.parametrize("page", ["laws", "recommendation"])
@@ -255,6 +265,73 @@ def test_the_study_lives_in_the_address(finished: Path, copied: Path, monkeypatc
 def test_names_are_shown_as_they_are(name: str) -> None:
     assert show.plain(name).replace("\\", "") == name
     assert all(f"\\{c}" in show.plain(name) for c in set(name) & set("*_[]<>#`$:"))
+
+
+# transfer
+
+
+def test_the_page_says_what_the_command_says(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = look(monkeypatch, copied, "transfer")
+    assert "made of the" in before.info[0].value
+    said = verdict.verdicts(*sweep.frozen(copied), check=False)
+    after = look(monkeypatch, copied, "transfer")
+    assert not after.info
+    assert after.dataframe[0].value.equals(before.dataframe[0].value)
+    over = {row.over: row.verdict for row in after.dataframe[0].value.itertuples()}
+    assert over == {axis: o["verdict"] for axis, o in said["lr"]["over"].items()}
+    next((copied / "records").glob("*.json")).unlink()
+    assert "newer readings" in look(monkeypatch, copied, "transfer").info[0].value
+
+
+def test_seeds_are_the_readings_behind_a_minimum(finished: Path) -> None:
+    seen = load.opened(finished)
+    told = judge.judged(seen)
+    for axis, over in told.by_setting["lr"]["over"].items():
+        lines = judge.lines(seen, told, "lr", axis)
+        assert len(lines) == 1 + len(over["lines"])
+        for one in lines:
+            for m, place in zip(one.told["minima"], one.seeds, strict=True):
+                assert place is not None
+                rows = seen.readings[(seen.readings.width == m["width"]) & (seen.readings.stage == "ladder")]
+                assert {round(float(x), 9) for x in np.exp(place.cell.y).ravel()} <= set(rows.loss.round(9))
+
+
+def test_the_coordinate_check_is_shown_where_it_was_made(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = verdict.verdicts(*sweep.frozen(copied), check=False)
+    row = {"what": "residual", "step": 1, "slope": 0.0, "low": -0.1, "high": 0.1}
+    over = {"width": {"values": [32.0, 64.0, 128.0], "slopes": [row]}}
+    checked = {"verdict": "passes", "reason": "all slopes", "control": 0.5, "band": 0.15, "over": over}
+    found["lr"]["coordinates"] = checked
+    store.write_json(copied / "verdict.json", found)
+    app = look(monkeypatch, copied, "transfer")
+    assert not app.exception
+    assert charts(app) == FINISHED["transfer"] + 1
+    assert "**passes**" in words(app)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"lr": {}}', '{"lr": 3}', '{"lr": {"over": {"D": {}}, "compared": {}}}'])
+def test_a_verdict_of_the_wrong_kind_is_a_problem(copied: Path, text: str) -> None:
+    (copied / "verdict.json").write_text(text)
+    seen = load.opened(copied)
+    assert seen.verdict is None
+    assert any("verdict" in p for p in seen.problems)
+
+
+def test_a_stage_shows_the_readings_that_it_shares(copied: Path) -> None:
+    """A record is kept under the stage that measured it first; those that ask for it again show it too."""
+    path = next(p for p in (copied / "records").glob("*.json") if store.read_json(p)["stage"] == "ladder")
+    before = set(load.of_stage(load.opened(copied), "ladder").fingerprint)
+    store.write_json(path, store.read_json(path) | {"stage": "shape"})
+    assert path.stem in before
+    assert set(load.of_stage(load.opened(copied), "ladder").fingerprint) == before
+
+
+def test_trunks_of_one_trial_are_one_tree() -> None:
+    """Data that joined makes another trunk of the same trial, and an extension another trial of the same trunk."""
+    rows = pd.DataFrame({"trial": [1, 1, 5, 2], "run": ["a", "b", "b", "c"], "stage": "v", "lr": 0.1})
+    rows = rows.assign(seed=0, width=32, depth=2, rules="minicpm")
+    assert list(curves.rooted(rows)) == ["a", "a", "a", "c"]
+    assert list(curves.rooted(rows.iloc[::-1])) == ["c", "b", "b", "b"]
 
 
 # reading

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,8 @@ from conftest import SEQ_LEN, write_corpus
 
 from tunnel import data
 from tunnel.errors import UserError
-from tunnel.study import Data
+from tunnel.run import Joined, Source
+from tunnel.study import Data, Then
 
 
 def files(*paths: object, **changed: Any) -> Data:
@@ -67,6 +69,80 @@ def test_the_evaluation_is_spread_and_is_capped_by_what_there_is(corpus: data.Co
     assert (len(few), len(all_of_it)) == (4, held_out)
     assert np.array_equal(few, all_of_it[np.arange(4) * held_out // 4])
     assert len(corpus.evaluation(1, SEQ_LEN)) == 1
+
+
+# data that joins
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> data.Corpus:
+    folder = tmp_path_factory.mktemp("other")
+    for i in range(30):
+        (folder / f"{i:03d}.txt").write_text("".join(chr(200 + (i * j) % 50) for j in range(300)))
+    return data.opened(files(folder / "*.txt"), SEQ_LEN)
+
+
+def joined(corpus: data.Corpus, *then: data.Joins) -> data.Corpus:
+    return dataclasses.replace(corpus, then=then)
+
+
+def rows(a: np.ndarray) -> list[bytes]:
+    return [r.tobytes() for r in a]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3, 1 / 3, 0.99])
+@pytest.mark.parametrize("at", [0, 10 * SEQ_LEN, 10 * SEQ_LEN + 7])
+def test_both_go_on_in_their_own_order_where_one_joins(
+    corpus: data.Corpus, other: data.Corpus, share: float, at: int
+) -> None:
+    mixed, first = joined(corpus, data.Joins(at, share, other)), at // SEQ_LEN
+    read = rows(mixed.sequences(3, 0, 110, SEQ_LEN))
+    old, new = (rows(c.sequences(3, 0, 110, SEQ_LEN)) for c in (corpus, other))
+    assert read[:first] == old[:first]
+    theirs = [r in set(new) for r in read]
+    count = sum(theirs)
+    assert abs(count - share * (110 - first)) < 1
+    assert [r for r, t in zip(read, theirs, strict=True) if t] == new[:count]
+    assert [r for r, t in zip(read, theirs, strict=True) if not t] == old[: 110 - count]
+    for start in range(first, 90, 20):  # evenly spread
+        assert abs(sum(theirs[start : start + 20]) - 20 * share) <= 1
+
+
+@pytest.mark.parametrize("batch", [1, 7, 50])
+def test_mixed_data_is_stateless_too(corpus: data.Corpus, other: data.Corpus, batch: int) -> None:
+    third = dataclasses.replace(other, train=other.train[::-1])
+    mixed = joined(corpus, data.Joins(9 * SEQ_LEN, 0.4, other), data.Joins(33 * SEQ_LEN, 0.5, third))
+    whole = mixed.sequences(7, 0, 100, SEQ_LEN)
+    parts = [mixed.sequences(7, i, min(batch, 100 - i), SEQ_LEN) for i in reversed(range(0, 100, batch))]
+    assert np.array_equal(np.concatenate(parts[::-1]), whole)
+    found = [sum(r in set(rows(c.sequences(7, 0, 100, SEQ_LEN))) for r in rows(whole)) for c in (corpus, other, third)]
+    assert found == [44, 23, 33]  # 33 = ⌊67/2⌋ of the last, and of the 58 after the ninth that it left, ⌊0.4 · 58⌋
+
+
+def test_a_trunk_reads_what_had_joined_it(tmp_path: Path, documents: Data, corpus: data.Corpus) -> None:
+    write_corpus(tmp_path, 12, seed=1)
+    then = Then(corpus="files", paths=(f"{tmp_path}/*.txt",), **{"from": 640}, share=0.5)
+    asked = documents.model_copy(update={"then": (then,)})
+    both = data.opened(asked, SEQ_LEN)
+    new = both.then[0].corpus
+    assert both.hash == f"{corpus.hash}+{new.hash}"
+    assert [(n, c.hash) for n, c in both.slices.items()] == [("files", both.hash), ("files#2", new.hash)]
+    assert np.array_equal(both.evaluation(512, SEQ_LEN), corpus.evaluation(512, SEQ_LEN))
+    source = Source(corpus="files", corpus_hash=corpus.hash, tokenizer="bytes", held_out=0.2, eval_tokens=512)
+    alone = both.of(source)
+    assert (alone.hash, alone.then, alone.slices) == (corpus.hash, (), {})
+    assert np.array_equal(alone.sequences(0, 0, 60, SEQ_LEN), corpus.sequences(0, 0, 60, SEQ_LEN))
+    part = Joined(at=640, share=0.5, source=source.replaced(corpus_hash=new.hash))
+    assert both.of(source.replaced(then=(part,))).hash == both.hash
+    with pytest.raises(UserError, match=r"data\.then: no longer holds"):
+        both.of(source.replaced(then=(part.replaced(at=641),)))
+
+
+def test_what_joins_and_is_not_there_is_one_line(documents: Data) -> None:
+    asked = documents.model_copy(update={"then": (Then(paths=("/nowhere/*",), **{"from": 1}),)})
+    for read in (lambda: data.opened(asked, SEQ_LEN), lambda: data.look(asked)):
+        with pytest.raises(UserError, match=r"data\.(then\.)?paths: no file of the corpus exists; got '/nowhere"):
+            read()
 
 
 # sides

@@ -6,6 +6,7 @@ import doctest
 import itertools
 import math
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,12 @@ import pytest
 
 pytest.importorskip("plotly")
 
-from dashboard import curve_figures, figures, law_figures, style
+from dashboard import curve_figures, figures, groups, law_figures, stability_figures, style, transfer_figures
+from dashboard.curve_figures import Grown
+from dashboard.judge import Line
+from tunnel.cells import Place
+from tunnel.drift import Cell
+from tunnel.study import Stage
 
 GROUNDS = {"light": "#FFFFFF", "dark": "#191817"}  # Streamlit's two grounds  *measured here*
 # Machado, Oliveira and Fernandes 2009, severity 1.0, linear RGB  *from paper*
@@ -90,7 +96,102 @@ def trunk_rows() -> pd.DataFrame:
     return rows[rows["run"] == "32-1"]
 
 
+def valley_at(size: float, best: float, fault: str = "") -> dict:
+    """A minimum as verdict.json holds it, of a parabola about `best`."""
+    lrs = [0.005, 0.01, 0.02, 0.04]
+    return {
+        **{"at": size, "width": int(size), "depth": 2, "D": 100_000, "B": 512, "best": best, "edge": bool(fault)},
+        **{"low": best / 1.2, "high": best * 1.2, "loss": 2.0, "fault": fault, "values": lrs, "seeds": 2},
+        "losses": [2 + 0.05 * math.log(lr / best) ** 2 for lr in lrs],
+    }
+
+
+def told(slope: float = 0.0, verdict: str = "transfers", fault: str = "") -> dict:
+    """One axis of a verdict: minima whose best lr moves by N^slope, and the law that says so."""
+    return {
+        **{"verdict": verdict, "reason": "said why, and how far", "limit_percent": 0.1, "penalty_noise": 0.5},
+        **{"penalty_percent": None if fault else 0.05, "penalty_high": None if fault else 0.08},
+        **{"drift_octaves": None if fault else slope, "low": slope - 0.1, "high": slope + 0.1},
+        **{"law_penalty_high": 0.02 if "law" in verdict else None, "fixed": {"depth": 2.0, "D": 1e5, "B": 512.0}},
+        "law": None if fault else {"a": math.log(0.02) - slope * math.log(32), "b": slope},
+        "minima": [valley_at(w, 0.02 * (w / 32) ** slope, fault) for w in (32.0, 64.0, 128.0)],
+        "lines": [],
+    }
+
+
+def line(rules: str = "minicpm", decay: float = 0.0, seeds: int = 2, **of: Any) -> Line:
+    """A line with the readings of its seeds, which scatter by 1% about the means."""
+    one = told(**of)
+    places = []
+    for m in one["minima"]:
+        y = np.log(m["losses"]) + 0.01 * np.linspace(-1, 1, seeds)[:, None] * (seeds > 1)
+        at = {"width": m["width"], "depth": 2.0, "D": 1e5, "B": 512.0}
+        places.append(Place(at, (), Cell(np.log(m["values"]), y)))
+    return Line(rules, "width", one, tuple(places), {"weight_decay": decay})
+
+
+def verdict(**of: Any) -> dict:
+    return {"rules": "minicpm", "over": {"width": told(**of), "D": told(verdict="drifts by this law")}}
+
+
+def check(slope: float = 0.0, kept: bool = True) -> dict:
+    """A coordinate check whose changes go with width^slope."""
+    widths = [32.0, 64.0, 128.0]
+    rows = [
+        {"what": what, "step": step, "slope": slope, "low": slope - 0.05, "high": slope + 0.05}
+        | ({"changes": [step * w**slope for w in widths]} if kept else {})
+        for what, step in itertools.product(stability_figures.WHAT, (1, 3, 10))
+    ]
+    said = {"verdict": "passes" if abs(slope) < 0.1 else "fails", "reason": "as it is", "control": 0.5, "band": 0.15}
+    return {**said, "over": {"width": {"values": widths, "slopes": rows}}}
+
+
+def edge(b: float | None = -0.5) -> dict:
+    """lr_max of three shapes, on a known law; None: nothing diverged."""
+    shapes = [
+        {"width": 32, "depth": 2, "N": n, "survives": 0.02, "diverges": None if b is None else 0.04 * (n / 1e4) ** b}
+        for n in (1e4, 1e5, 1e6)
+    ]
+    law = None if b is None else {"a": -3.0, "b": b, "low": b - 0.1, "high": b + 0.1}
+    return {"status": "none diverged" if b is None else "fitted", "shapes": shapes, "law": law}
+
+
+FLOORS = [
+    {"width": w, "depth": 2, "D": d, "B": 512, "floor_percent": 0.2, "low": 0.1, "high": 0.4, "seeds": 3}
+    | {"effect_percent": 0.1, "seeds_needed": 50}
+    for w, d in itertools.product((32, 64), (100_000, 200_000))
+]
+
+
+def several_decays() -> pd.DataFrame:
+    """A trunk with two decays to each of its two rungs."""
+    long = trunk_rows().assign(seed=0)
+    brief = long.assign(
+        decay=0.1, decay_start=(0.9 * long.D).astype(int), fingerprint=long.fingerprint + "b", loss=long.loss + 0.1
+    )
+    return pd.concat([long, brief])
+
+
+def grown(lr: float, stopped: bool = False) -> Grown:
+    rows = several_decays().assign(lr=lr, run=str(lr))
+    return Grown(rows.head(1) if stopped else rows, curve(0, 160_000), FORKS, stopped)
+
+
 FIGURES = {
+    "verdicts": lambda: transfer_figures.verdicts("lr", {"minicpm": verdict(), "standard": verdict(verdict="refused")}),
+    "verdicts, refused": lambda: transfer_figures.verdicts("lr", {"minicpm": verdict(fault="edge below")}),
+    "transfer": lambda: transfer_figures.valleys("lr", [line(), line("standard", slope=-0.4)]),
+    "transfer, losses": lambda: transfer_figures.valleys("lr", [line()], relative=False),
+    "transfer, refused": lambda: transfer_figures.valleys("lr", [line(verdict="refused", fault="edge above")]),
+    "drift": lambda: transfer_figures.drift("lr", [line(), line("standard", slope=-0.4)]),
+    "coordinates": lambda: stability_figures.coordinates({"minicpm": check(), "standard": check(0.5)}),
+    "changes": lambda: stability_figures.changed({"minicpm": check(), "standard": check(0.5)}),
+    "lr_max": lambda: stability_figures.lr_max({"minicpm": edge(), "standard": edge(None)}),
+    "noise": lambda: stability_figures.noise(FLOORS),
+    "fan": lambda: curve_figures.fan([grown(0.01), grown(0.02), grown(0.04, stopped=True)], "32×2", 3),
+    "fan, many": lambda: curve_figures.fan([grown(0.01 * k) for k in range(1, 13)], "32×2", 40),
+    "tree, several decays": lambda: curve_figures.tree(several_decays(), curve(0, 160_000), FORKS, [50_000.0]),
+    "valleys, best": lambda: figures.valleys(ladder(), relative=True),
     "valleys, running": lambda: figures.valleys(ladder()),
     "valleys": lambda: figures.valleys(ladder(), fit()),
     "valleys, relative": lambda: figures.valleys(ladder(), fit(), relative=True),
@@ -104,14 +205,16 @@ FIGURES = {
     "tree": lambda: curve_figures.tree(trunk_rows(), curve(0, 160_000), FORKS),
     "tree, no curves": lambda: curve_figures.tree(trunk_rows(), None, {}),
     "tree, diverged": lambda: curve_figures.tree(trunk_rows().assign(loss=math.nan), curve(0, 9000), {}),
-    "fan": lambda: curve_figures.fan([("32×2", 0.01, curve(0, 9000)), ("48×3", 0.02, curve(0, 9000))], "ladder", 2),
+    "trunks": lambda: curve_figures.trunks(
+        [("32×2", 0.01, curve(0, 9000)), ("48×3", 0.02, curve(0, 9000))], "ladder", 2
+    ),
     "law": lambda: law_figures.law(fit()),
     "law, checked": lambda: law_figures.law(fit(), CHECK),
     "holdouts": lambda: law_figures.holdouts(fit()),
 }
 EVIDENCE = {"lr": {"value": 0.01, "low": 0.008, "high": 0.012, "source": "valley's fitted minimum", "caution": ""}}
 FORKS = {"32-1-100000": curve(80_000, 100_000), "32-1-200000": curve(160_000, 200_000)}
-UNITLESS = {"decay_shape", "trial"}
+UNITLESS = {"decay_shape", "trial", "rule over axis"}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -237,8 +340,123 @@ def test_long_curves_are_thinned_and_keep_their_mean() -> None:
     assert curve_figures.thinned(thin) is thin
 
 
-@pytest.mark.parametrize("module", [style, figures])
+@pytest.mark.parametrize("module", [style, figures, transfer_figures])
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed
+
+
+# transfer
+
+
+def test_a_drift_is_drawn_on_its_law() -> None:
+    fig = transfer_figures.drift("lr", [line(slope=-0.4)])
+    marks, law = (next(t for t in fig.data if t.mode == mode) for mode in ("markers", "lines"))
+    at = np.log(np.array(law.x))
+    slope = np.diff(np.log(np.array(law.y)))[0] / np.diff(at)[0]
+    assert slope == pytest.approx(-0.4)
+    on = np.exp(np.interp(np.log(np.array(marks.x)), at, np.log(np.array(law.y))))
+    assert np.allclose(marks.y, on, rtol=0.01)
+    assert transfer_figures.drift("lr", [line(fault="edge below")]) is None
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_valley_shows_every_seed_about_its_mean(relative: bool) -> None:
+    one = line()
+    fig = transfer_figures.valleys("lr", [one], relative)
+    seeds = [t for t in fig.data if t.marker.symbol == "line-ew-open" and t.x[0] is not None]
+    assert len(seeds) == len(one.told["minima"])
+    assert len(seeds[0].x) == 2 * 4
+    read = np.exp(one.seeds[0].cell.y).ravel()
+    assert np.allclose(seeds[0].y, 100 * (read / 2.0 - 1) if relative else read)
+
+
+def test_panels_say_what_tells_them_apart() -> None:
+    assert transfer_figures.titles([line(), line("standard")]) == ["minicpm", "standard"]
+    apart = transfer_figures.titles([line(decay=0.1), line(decay=0.2)])
+    assert apart == ["minicpm (weight_decay 0.1)", "minicpm (weight_decay 0.2)"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("transfers", "Over width, lr transfers under minicpm (it gives away 0.05%, at most 0.08%"),
+        ("does not transfer", "Over width, lr does not transfer under minicpm"),
+        ("drifts by this law", "Over width, lr drifts by a law under minicpm"),
+    ],
+)
+def test_the_title_is_the_verdict(verdict: str, said: str) -> None:
+    assert said in transfer_figures.valleys("lr", [line(verdict=verdict)]).layout.meta["finding"]
+
+
+def test_a_penalty_is_drawn_against_its_limit() -> None:
+    fig = transfer_figures.verdicts("lr", {"minicpm": verdict()})
+    mark = next(t for t in fig.data if t.name == "transfers")
+    assert mark.x[0] == pytest.approx(0.5)  # 0.05% of 0.1%
+    assert mark.x[0] + mark.error_x.array[0] == pytest.approx(0.8)
+    law = next(t for t in fig.data if "with its law" in t.name)
+    assert law.x[0] == pytest.approx(0.2)
+
+
+def test_changes_rise_by_their_slope_and_are_left_out_where_they_were_not_kept() -> None:
+    fig = stability_figures.changed({"standard": check(0.5)})
+    t = next(t for t in fig.data if t.x[0] is not None)
+    assert np.polyfit(np.log10(t.x), t.y, 1)[0] == pytest.approx(0.5)
+    assert stability_figures.changed({"standard": check(0.5, kept=False)}) is None
+
+
+@pytest.mark.parametrize(
+    ("b", "said"),
+    [
+        (-0.5, "goes with N^-0.50"),
+        (0.05, "does not clearly move with N"),
+        (None, "Nothing diverged up to lr 0.02 under minicpm"),
+    ],
+)
+def test_the_edge_is_no_surer_than_its_interval(b: float | None, said: str) -> None:
+    assert said in stability_figures.lr_max({"minicpm": edge(b)}).layout.meta["finding"]
+
+
+# trees and fans
+
+
+def test_decays_to_one_rung_share_a_colour_and_differ_in_their_line() -> None:
+    fig = curve_figures.tree(several_decays(), curve(0, 160_000), {})
+    lines = {t.name: t.line for t in fig.data if t.name and t.name.startswith("fork")}
+    one, two = (lines[f"fork to D = 100k, decay {d}% linear"] for d in (20, 10))
+    assert one.color == two.color
+    assert one.dash != two.dash
+    bands = [s for s in fig.layout.shapes if s.opacity == style.PHASES["decay"]]
+    assert sorted({(s.x0, s.x1) for s in bands}) == [(80_000, 100_000), (160_000, 200_000)]  # the longest's
+
+
+def test_a_fan_tells_the_best_lr_from_its_neighbours() -> None:
+    trunks = [grown(0.01), grown(0.02), grown(0.04)]
+    trunks[1] = Grown(trunks[1].rows.assign(loss=trunks[1].rows.loss - 1), None, {})
+    looks = curve_figures.looks_of(trunks)
+    assert [looks[lr][0] for lr in (0.01, 0.02, 0.04)] == ["lr 0.01", "lr 0.02 (best)", "lr 0.04"]
+    assert len({looks[lr][1]["color"] for lr in looks}) == 3
+    assert "lr 0.02 is best at D = 200k" in curve_figures.fan(trunks, "32×2", 3).layout.meta["finding"]
+
+
+# groups
+
+
+@pytest.mark.parametrize(
+    ("stage", "changed", "names"),
+    [
+        ({}, {}, ["all"]),
+        ({"space": {"rules": ["minicpm", "standard"]}}, {"rules": ["minicpm", "standard"]}, ["minicpm", "standard"]),
+        ({"batches": [512, 1024]}, {"batch_tokens": [512, 1024]}, ["B 512", "B 1,024"]),
+        ({"decays": [{"decay": 0.1}, {"decay": 0.2}]}, {"decay": [0.104, 0.196]}, ["decay 0.1", "decay 0.2"]),
+        ({"decays": [{"decay": 0.1}, {}]}, {"decay": [0.104, 0.196]}, ["decay 0.1", "decay 0.2"]),
+        ({}, {"decay": [0.104, 0.196]}, ["all"]),
+    ],
+)
+def test_a_figure_holds_what_may_be_compared(stage: dict, changed: dict, names: list[str]) -> None:
+    asked = Stage(name="v", kind="verdict", shapes=[[32, 2]], rungs={"tokens": [1000]}, **stage)
+    rows = ladder().head(2).assign(rules="minicpm", half_life=0.2)
+    found = groups.of(rows.assign(**changed), asked)
+    assert list(found) == names
+    assert sum(len(r) for r in found.values()) == 2

@@ -20,7 +20,7 @@ FLOORS = {
     for module in row[2].split()
 }
 HOMES = {  # a heavy library: who may import it
-    "torch": {"families", "train", "on_ray", "export"},
+    "torch": {"families", "train", "pack", "coordinates", "on_ray", "export"},
     "transformers": {"families", "data", "export"},
     "datasets": {"data"},
     "optuna": {"sampler"},

@@ -33,7 +33,8 @@ def from_scratch(run: RunSpec, corpus: data.Corpus) -> tuple[State, float]:
     return model.state()[0], model.evaluate()
 
 
-def drained(steps: Generator[Any, None, Any]) -> Any:
+def drained(steps: Generator[Any, Any, Any]) -> Any:
+    steps = forks.alone(steps)
     while True:
         try:
             next(steps)
@@ -45,7 +46,7 @@ def forked(trial: Trial, keep: Store, corpus: data.Corpus) -> list[tuple[State, 
     """Every run of the trial as a fork: what `forks.grow` does, with the models' states kept."""
     work, found = forks.Work(trial, keep, corpus), []
     for run in trial.runs:
-        drained(work.trunk(run.decay_start))  # type: ignore[arg-type]
+        drained(work.trunk(run.decay_start))
         loss = drained(work.decay(run))
         assert work.grown is not None
         found.append(({k: v.copy() for k, v in work.grown.state()[0].items()}, loss))  # the next fork reuses the model

@@ -63,9 +63,10 @@ def drain(a: Asker, outcome: Any = None) -> list[Ask]:
     return asks
 
 
-def trial_of(ask: Ask) -> Trial:
-    trunk = trunk_spec(lr=float(ask.params["lr"]), seed=ask.seed)
-    return Trial(stage="s", number=ask.number, runs=(run_spec(trunk, 8, 2), run_spec(trunk, 16, 4)))
+def planned(params: Any, seed: int) -> Trial:
+    """A candidate's trunk with two rungs."""
+    trunk = trunk_spec(lr=float(params["lr"]), seed=seed)
+    return Trial(stage="s", number=0, runs=(run_spec(trunk, 8, 2), run_spec(trunk, 16, 4)))
 
 
 # asking
@@ -171,15 +172,16 @@ def test_what_a_dead_driver_left_running_is_settled_from_records(tmp_path: Path,
     assert done is not None
     assert left is not None
     dead.tell(done.number, "complete", 2.0)
-    trial = trial_of(left)
+    trial = planned(left.params, left.seed)
     dead.planned_as(left.number, trial)
     losses = {"all": (3.0, 2.5), "some": (3.0,), "none": (), "diverged": (None, None)}[measured]
     records: dict[str, Record] = {r.fingerprint: record(r, x) for r, x in zip(trial.runs, losses, strict=False)}
-    dead.report(left.number, record(trial.runs[0], 3.0))
+    records |= {r.fingerprint: record(r, 2.0) for r in planned(done.params, done.seed).runs}
+    dead.report(left.number, trial.runs[0].tokens, 3.0)
 
     alive = asker(tmp_path, search(trials=3))
-    alive.reconcile(records.get)
-    alive.reconcile(records.get)  # nothing is left to settle
+    alive.reconcile(planned, records.get)
+    alive.reconcile(planned, records.get)  # nothing is left to settle
     rest = drain(alive)
     if measured in ("all", "diverged"):
         assert len(rest) == 1
@@ -209,7 +211,7 @@ def test_a_driver_killed_while_it_asks_loses_no_candidate(tmp_path: Path, owner:
         os._exit(1)  # it was to be killed
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     alive = asker(tmp_path, ladder(), LISTED)
-    alive.reconcile(lambda _: None)
+    alive.reconcile(planned, lambda _: None)
     assert [a.params for a in drain(alive)] == LISTED
     assert sorted(t["state"] for t in states(tmp_path, "s") if t["state"] != "failed") == ["complete"] * 3
 
@@ -224,7 +226,7 @@ def test_states_before_and_after(tmp_path: Path) -> None:
     one, two = a.ask(), a.ask()
     assert one is not None
     assert two is not None
-    trial = trial_of(one)
+    trial = planned(one.params, one.seed)
     a.planned_as(one.number, trial)
     a.tell(one.number, "diverged")
     first, second = states(tmp_path, "s")

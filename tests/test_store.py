@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import pytest
 from conftest import BATCH, run_spec, trunk_spec
 
-from tunnel import store
+from tunnel import lock, store
 from tunnel.errors import UserError
 from tunnel.run import Record, RunSpec
 from tunnel.store import Store
@@ -84,6 +86,40 @@ def test_records_come_back_oldest_first(tmp_path: Path) -> None:
     assert keep.records() == written[::-1]
     assert keep.record(runs[0].fingerprint) == written[0]
     assert keep.record("0" * 16) is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"fingerprint_of": "ab', b"\xff\x00", b"[]", b"null"])
+def test_a_record_that_was_cut_is_named_and_set_aside(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    keep, run = Store(tmp_path), run_spec(trunk_spec(), 8, 2)
+    keep.write_record(record(run))
+    path = tmp_path / "records" / f"{run.fingerprint}.json"
+    path.write_bytes(content)
+    for read in (keep.records, keep.readings, lambda: keep.record(run.fingerprint)):
+        with pytest.raises(UserError, match=f"{path}: is not a record; `tunnel sweep` sets it aside"):
+            read()
+    with keep.driver():
+        assert keep.records() == []
+    assert path.with_suffix(".unreadable").read_bytes() == content
+    assert len(caplog.records) == 1
+    keep.write_record(record(run))
+    assert keep.record(run.fingerprint) == record(run)
+
+
+def test_a_record_of_another_version_or_run_stays_and_is_refused(tmp_path: Path) -> None:
+    keep, run = Store(tmp_path), run_spec(trunk_spec(), 8, 2)
+    keep.write_record(record(run))
+    path = tmp_path / "records" / f"{run.fingerprint}.json"
+    text = path.read_text()
+    for changed, rule in (
+        (text.replace('"host"', '"machine"'), "of this version"),
+        (text.replace(run.fingerprint, "0" * 16), "another run's"),
+    ):
+        path.write_text(changed)
+        with keep.driver(), pytest.raises(UserError, match=rule):
+            keep.records()
+        assert path.read_text() == changed
 
 
 def test_readings_are_the_records_as_a_table(tmp_path: Path) -> None:
@@ -219,6 +255,16 @@ def test_curves_are_continued_where_they_were_cut(tmp_path: Path) -> None:
     assert keep.curve("none") is None
 
 
+def test_an_earlier_fork_leaves_no_hole_in_its_trunk_s_curve(tmp_path: Path) -> None:
+    """A sibling goes on from an earlier checkpoint and forks before the trunk's end."""
+    keep = Store(tmp_path)
+    keep.write_curve("c", [(t, 2.0, 1.0, 0.5) for t in range(1, 11)])
+    keep.write_curve("c", [(t, 2.0, 1.0, 0.5) for t in range(4, 7)], after=3)
+    curve = keep.curve("c")
+    assert curve is not None
+    assert list(curve.tokens) == list(range(1, 11))
+
+
 # the driver
 
 HOLD = """
@@ -261,10 +307,68 @@ def test_the_lock_is_given_back_whatever_happens(tmp_path: Path, error: type[Bas
     assert not (tmp_path / "driver.lock").exists()
 
 
-def test_a_driver_on_another_host_is_taken_to_live(tmp_path: Path) -> None:
-    (tmp_path / "driver.lock").write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": "today"}))
-    with pytest.raises(UserError, match="pid 1 on elsewhere"), Store(tmp_path).driver():
+def elsewhere(folder: Path) -> Path:
+    path = folder / "driver.lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}))
+    return path
+
+
+def test_a_lock_of_another_host_stands_where_hosts_share_a_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = elsewhere(tmp_path)
+    with Store(tmp_path).driver():
+        pass  # this disk is ours alone: the folder was copied, or the host was renamed
+    elsewhere(tmp_path)
+    monkeypatch.setattr(lock, "LOCAL", frozenset())
+    with (
+        pytest.raises(UserError, match=r"pid 1 on elsewhere since .* \(\d+ min\); if it is dead: --takeover"),
+        Store(tmp_path).driver(),
+    ):
         pass
+    assert store.other_driver(path) == {"host": "elsewhere", "pid": 1, "since": "2026-01-01T00:00:00+00:00"}
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_takeover_is_from_the_dead_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool) -> None:
+    """The other host is played by a process that touches the lock, as a living driver does."""
+    path = elsewhere(tmp_path)
+    monkeypatch.setattr(lock, "LOCAL", frozenset())
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lock, "WATCH_SECONDS", 0.6)
+    touch = f"import os, time\nfor _ in range(100):\n os.utime({str(path)!r}); time.sleep(0.1)"
+    other = subprocess.Popen([sys.executable, "-c", touch if lives else ""])
+    try:
+        with pytest.raises(UserError, match="it lives") if lives else nullcontext():
+            Store(tmp_path).take_over()
+        assert path.exists() == lives
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_takeover_from_a_living_process_here_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path).take_over()  # from nobody
+    with Store(tmp_path).driver(), pytest.raises(UserError, match=f"pid {os.getpid()} on"):
+        Store(tmp_path).take_over()
+
+
+def test_a_driver_whose_lock_was_taken_ends(tmp_path: Path) -> None:
+    """It was cut off and is back: at its next beat it sees that the lock is no longer its own."""
+    fast = HOLD.replace("with", "from tunnel import lock\nlock.BEAT_SECONDS = 0.05\nwith", 1)
+    other = subprocess.Popen(
+        [sys.executable, "-c", fast, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    before = (tmp_path / "driver.lock").stat().st_mtime_ns
+    time.sleep(0.3)
+    assert (tmp_path / "driver.lock").stat().st_mtime_ns > before
+    (tmp_path / "driver.lock").unlink()
+    elsewhere(tmp_path)
+    _, told = other.communicate(timeout=10)
+    assert (other.returncode, told) == (75, "stopped: another sweep took over this study\n")
+    assert store.other_driver(tmp_path / "driver.lock") is not None
 
 
 def test_a_lock_that_a_dying_process_left_empty_holds_nobody(tmp_path: Path) -> None:

@@ -209,7 +209,11 @@ def test_small_that_names_nothing(study_file: Write, table: str, rule: str) -> N
     [
         ("trials = 4", "trials = 9", ""),
         ('tokens = "100k"', 'tokens = "100k"\nseeds = [0, 1]', ""),
-        ('["50k", "100k"]', '["50k", "100k", "200k"]', "stage.ladder.rungs.tokens"),
+        ('["50k", "100k"]', '["50k", "100k", "200k"]', ""),
+        ('["50k", "100k"]', '["25k", "50k", "100k"]', "stage.ladder.rungs.tokens"),  # the warmup goes by the shortest
+        ("fan = [0.5, 1, 2]", "fan = [0.5, 1, 2]\ndecays = [{ decay = 0.2 }]", "stage.ladder.decays"),
+        ("fan = [0.5, 1, 2]", "fan = [0.5, 1, 2]\ndecays = [{}, { decay = 0.2 }]", ""),
+        ("[model]", '[data]\n[[data.then]]\nfrom = "1M"\npaths = ["a"]\n[model]', ""),
         ("[[32, 2], [64, 4]]", "[[32, 2], [48, 3], [64, 4]]", ""),
         ("fan = [0.5, 1, 2]", "fan = [0.25, 0.5, 1, 2]", ""),
         ("[[target]]", '[small]\n"target.big.tokens" = "50k"\n[[target]]', ""),

@@ -130,6 +130,16 @@ def test_the_loss_is_nats_per_token(corpus: data.Corpus) -> None:
     assert model.evaluate() == pytest.approx(math.log(256), rel=1e-6)
 
 
+def test_the_held_out_loss_is_the_model_s_own(corpus: data.Corpus) -> None:
+    """Evaluated in pieces of the logits: what transformers says of all sequences at once."""
+    model = grown(trunk_spec(shape=(64, 2), eval_tokens=70 * SEQ_LEN), corpus)  # logits ÷ 2, and a last short piece
+    for _ in range(5):
+        model.step(1.0)
+    sequences = torch.from_numpy(corpus.evaluation(70 * SEQ_LEN, SEQ_LEN))
+    assert len(sequences) * SEQ_LEN % train.EVAL_ROWS
+    assert model.evaluate() == pytest.approx(model.loss(sequences).item(), rel=1e-6)
+
+
 def test_training_learns_and_evaluating_changes_nothing(corpus: data.Corpus) -> None:
     one, two = grown(trunk_spec(), corpus), grown(trunk_spec(), corpus)
     before = one.evaluate()

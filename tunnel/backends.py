@@ -9,17 +9,24 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 from tunnel import data as corpora
-from tunnel import forks
+from tunnel import hands
 from tunnel.errors import Stopped
 from tunnel.forks import Event
 from tunnel.run import Trial
 from tunnel.store import Store
 from tunnel.study import Data, Resources
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # that ask for an end; SIGUSR1 is Slurm's warning
+PATIENCE = 7.0  # seconds for the workers to save at their step, of the 10 that a sweep may take to stop
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room says
 
 
@@ -29,8 +36,11 @@ class Queue(Protocol):
     def next(self) -> Trial | None:
         """The next trial to start, or None where all are started."""
 
-    def event(self, number: int, event: Event) -> None:
-        """A slice of a trial, or a reading, has ended."""
+    def left(self) -> int:
+        """How many are not handed out yet, as far as is known."""
+
+    def event(self, number: int, event: Event) -> bool:
+        """A slice of a trial, or a reading, has ended; answers whether the trial goes on."""
 
     def ended(self, number: int, error: str | None) -> None:
         """A trial has ended; `error` where the machine failed it."""
@@ -44,29 +54,62 @@ class Work:
     data: Data
     seq_len: int
     reads: bool
+    pack: int = 0  # trials of one shape that share their steps (`tunnel.pack`), at most; 0: each by itself
 
     def corpus(self) -> corpora.Corpus | None:
         return corpora.opened(self.data, self.seq_len) if self.reads else None
+
+    @property
+    def stop(self) -> Path:
+        """The file that asks every worker to save and stop."""
+        return Path(self.folder) / "stop"
 
 
 def run(
     queue: Queue, work: Work, resources: Resources, *, address: str | None = None, max_concurrent: int | None = None
 ) -> None:
-    """Runs the queue empty. Raises Stopped on Ctrl-C, SIGTERM or a full disk; what is finished is kept."""
+    """Runs the queue empty. Raises Stopped on a signal that asks for it, or a full disk; what is done is kept."""
     try:
-        if resources.backend == "inline" and address is None:
-            inline(queue, work)
-        else:
-            environment(address)
-            from tunnel import on_ray  # only now: Ray reads the environment once, when it is imported
+        with stoppable(work.stop):
+            if resources.backend == "inline" and address is None:
+                inline(queue, work)
+            else:
+                environment(address)
+                from tunnel import on_ray  # only now: Ray reads the environment once, when it is imported
 
-            on_ray.run(queue, work, resources, address, max_concurrent)
+                on_ray.run(queue, work, resources, address, max_concurrent)
     except KeyboardInterrupt:
-        raise Stopped("interrupted; the same command goes on") from None
+        raise Stopped(INTERRUPTED) from None
     except OSError as e:
         if e.errno not in FULL:
             raise
         raise Stopped(no_space(e)) from None
+
+
+INTERRUPTED = "interrupted; the same command goes on"
+
+
+@contextmanager
+def stoppable(stop: Path) -> Iterator[None]:
+    """A signal makes the workers save at their step and stop; a second one, or their delay, interrupts at once."""
+    stop.unlink(missing_ok=True)  # of a driver that was killed
+
+    def ask(signum: int, frame: object) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+    main = threading.current_thread() is threading.main_thread()
+    before: dict[signal.Signals, Any] = {s: signal.signal(s, ask) for s in (*SIGNALS, signal.SIGALRM)} if main else {}
+    try:
+        yield
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        stop.unlink(missing_ok=True)
 
 
 def no_space(e: OSError) -> str:
@@ -75,10 +118,19 @@ def no_space(e: OSError) -> str:
 
 def inline(queue: Queue, work: Work) -> None:
     corpus, keep = work.corpus(), Store(work.folder)
-    while (trial := queue.next()) is not None:
-        for event in forks.grow(trial, keep, corpus):
-            queue.event(trial.number, event)
-        queue.ended(trial.number, None)
+    handed = hands.Hands(queue, work.pack)
+    while hand := handed.next():
+        for number, event in hands.events(hand, keep, corpus, work.pack):
+            goes_on = True
+            if event is not None:
+                goes_on = queue.event(number, event)
+            if work.stop.exists():
+                raise Stopped(INTERRUPTED)
+            if event is None:
+                queue.ended(number, None)
+            elif not goes_on:  # judged: one by itself
+                queue.ended(number, None)
+                break
 
 
 def environment(address: str | None) -> None:

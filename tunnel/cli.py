@@ -68,6 +68,9 @@ def sweep(
     scale: Scale = "full",
     address: Address = None,
     max_concurrent: Concurrent = None,
+    takeover: Annotated[
+        bool, typer.Option("--takeover", help="Take the study from a driver on another host, where that is dead.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run the study's stages, or go on with them; what is measured is not measured again.
@@ -78,9 +81,35 @@ def sweep(
     from tunnel import sweep as sweeping
 
     asked, keep = sweeping.opened(study, out, small=small(scale))
+    if takeover:
+        keep.take_over()
     with watching(as_json) as watch:
         found = sweeping.sweep(asked, keep, address=address, max_concurrent=max_concurrent, watch=watch)
     say(found, as_json, show.status)
+
+
+@app.command()
+def extend(
+    folder: StudyPath,
+    tokens: Annotated[str, typer.Option(help='A factor on each stage\'s longest rung ("2x"), or a length ("4M").')],
+    stage: Annotated[str | None, typer.Option(help="One listed stage; default: all that have rungs.")] = None,
+    out: Out = None,
+    address: Address = None,
+    max_concurrent: Concurrent = None,
+    as_json: Json = False,
+) -> None:
+    """Longer trunks, from their last stable checkpoints, with new forks; nothing is trained again.
+
+    Example: tunnel extend runs/quickstart --tokens 2x
+    """
+    from tunnel import extend as extending
+    from tunnel import show
+
+    with watching(as_json) as watch:
+        found = extending.extend(
+            folder, tokens, stage, out=out, address=address, max_concurrent=max_concurrent, watch=watch
+        )
+    say(found, as_json, show.extended)
 
 
 @app.command()
@@ -130,6 +159,26 @@ def renames(text: str) -> dict[str, str]:
     if any(len(p) != 2 or not all(p) for p in pairs):
         raise UserError("must look like N=n,D=t,C=flops", key="--columns", value=text)
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
+
+
+@app.command()
+def verdict(
+    folder: StudyPath,
+    out: Out = None,
+    check: Annotated[bool, typer.Option(help="With the coordinate check, which trains for minutes once.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Does each setting transfer: penalty, drift, coordinate check, edges; over width, depth, D and batch.
+
+    Example: tunnel verdict runs/transfer
+    """
+    from tunnel import show
+    from tunnel import sweep as sweeping
+    from tunnel import verdict as judging
+
+    with redirect_stdout(sys.stderr):
+        found = judging.verdicts(*sweeping.located(folder, out), check=check, say=print)
+    say(found, as_json, show.verdicts)
 
 
 @app.command()
@@ -209,6 +258,55 @@ def check(folder: StudyPath, out: Out = None, target: TargetName = None, as_json
     found = forecasts.check(keep, ladder.target_named(asked, target).name)
     say(found, as_json, show.check)
     raise typer.Exit(0 if found["inside"] else 1)
+
+
+@app.command()
+def prune(
+    folder: StudyPath,
+    out: Out = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Free it without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What of the folder nobody needs any more, in bytes; frees it where you say yes.
+
+    Example: tunnel prune runs/quickstart
+    """
+    from tunnel import prune as pruning
+    from tunnel import show
+    from tunnel import sweep as sweeping
+
+    asked, keep = sweeping.located(folder, out)
+    ask = sys.stdin.isatty() and not as_json
+
+    def agreed(found: dict[str, Any]) -> bool:
+        if yes or not ask or not found["bytes"]:
+            return yes
+        show.prunable(found)
+        return typer.confirm("Free it?")
+
+    say(pruning.prune(asked, keep, agreed), as_json, show.prunable)
+
+
+@app.command()
+def rerun(
+    folder: StudyPath,
+    run: Annotated[str, typer.Argument(help="A reading's fingerprint, or enough of its beginning.")],
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Train one reading again, from scratch, and compare it bit for bit; exit 1 where it differs.
+
+    Example: tunnel rerun runs/quickstart 3f2a
+    """
+    from tunnel import rerun as rerunning
+    from tunnel import show
+    from tunnel import sweep as sweeping
+
+    asked, keep = sweeping.located(folder, out)
+    with watching(as_json) as watch:
+        found = rerunning.rerun(asked, keep, run, watch=watch)
+    say(found, as_json, show.rerun)
+    raise typer.Exit(0 if found["equal"] else 1)
 
 
 @app.command()
@@ -298,7 +396,8 @@ def watching(as_json: bool) -> Iterator[Any]:
 
 def main() -> None:
     """Runs a command; a mistake is one line and exit 2, a stop that can be resumed is exit 75."""
-    signal.signal(signal.SIGTERM, interrupted)
+    for s in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(s, interrupted)
     try:
         app()
     except UserError as e:

@@ -1,7 +1,7 @@
 """Corpora: documents become tokens once, are kept as raw shards, and are served by memory map in a stateless order.
 
 Shards are little-endian uint16 or uint32 with a `meta.json`, as nanoGPT and OLMo-core read them. The held-out split
-goes by the hash of a document's name, so that it stays when the corpus grows.
+goes by the hash of a document's name, so that it stays when the corpus grows. Data may join from a token on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import shutil
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from tunnel.errors import UserError
-from tunnel.study import Data
+from tunnel.run import Source
+from tunnel.study import Data, Then
 
 SEPARATOR = 0  # the byte between documents of the byte tokenizer
 # Folders of the standard library that hold no source: tests, and generated tables and texts. One such file would be
@@ -33,19 +35,44 @@ Document = tuple[str, str]  # name, text
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token streams with a stateless order; sequences are `seq_len` inputs with their next tokens."""
+    """Token streams with a stateless order; sequences are `seq_len` inputs with their next tokens.
+
+    `held_out`, and what is measured on it, are the first corpus' own, whatever joined it.
+    """
 
     train: np.ndarray
     held_out: np.ndarray
     bytes_per_token: float
-    hash: str
+    hash: str  # of all parts: "first+joined"
+    name: str = ""
+    then: tuple[Joins, ...] = ()  # earliest first
+
+    @property
+    def slices(self) -> dict[str, Corpus]:
+        """The corpora whose held-out loss tells what joining did, by name; none where nothing joined."""
+        found: dict[str, Corpus] = {}
+        for corpus in (self, *(j.corpus for j in self.then)) if self.then else ():
+            same = sum(name.split("#")[0] == corpus.name for name in found)
+            found[f"{corpus.name}#{same + 1}" if same else corpus.name] = corpus
+        return found
+
+    def of(self, source: Source) -> Corpus:
+        """The corpus as a trunk read it; raises UserError where data that joined the trunk no longer joins."""
+        wanted = {(j.at, j.share, j.source.corpus_hash) for j in source.then}
+        then = tuple(j for j in self.then if (j.at, j.share, j.corpus.hash) in wanted)
+        if len(then) < len(source.then):
+            raise UserError("no longer holds the data that joined an earlier run", key="data.then")
+        first = self.hash.split("+")[0]
+        return replace(self, then=then, hash="+".join([first, *(j.corpus.hash for j in then)]))
 
     def sequences(self, seed: int, first: int, n: int, seq_len: int) -> np.ndarray:
         """Sequences first … first + n − 1 of the run's order, each seq_len + 1 tokens (int64).
 
         Without replacement within an epoch; another epoch is another permutation. The order is a function of the
-        seed and of what was consumed, not of the batch.
+        seed and of what was consumed, not of the batch. Where data joined, each corpus goes on in its own order.
         """
+        if self.then:
+            return self.mixed(seed, first, n, seq_len)
         windows = (len(self.train) - 1) // seq_len
         index = np.arange(first, first + n)
         starts = np.empty(n, dtype=np.int64)
@@ -54,6 +81,23 @@ class Corpus:
             starts[here] = order(seed, epoch, windows)[index[here] % windows]
         return gather(self.train, starts * seq_len, seq_len)
 
+    def mixed(self, seed: int, first: int, n: int, seq_len: int) -> np.ndarray:
+        """`sequences` where data joined: the last that joined gets its share, evenly spread, the rest what it left."""
+        last, index = self.then[-1], np.arange(first, first + n)
+        share = Fraction(last.share).limit_denominator(10**6)  # whole numbers: the same on every machine
+
+        def taken(i: np.ndarray) -> np.ndarray:
+            return np.maximum(i - last.at // seq_len, 0) * share.numerator // share.denominator
+
+        joined = taken(index + 1) > taken(index)
+        found = np.empty((n, seq_len + 1), dtype=np.int64)
+        own, new = index[~joined] - taken(index[~joined]), taken(index[joined])  # each without a gap
+        if len(own):
+            found[~joined] = replace(self, then=self.then[:-1]).sequences(seed, int(own[0]), len(own), seq_len)
+        if len(new):
+            found[joined] = last.corpus.sequences(seed, int(new[0]), len(new), seq_len)
+        return found
+
     def evaluation(self, tokens: int, seq_len: int) -> np.ndarray:
         """Evenly spread held-out sequences, the same for every run (int64)."""
         windows = (len(self.held_out) - 1) // seq_len
@@ -61,7 +105,16 @@ class Corpus:
         return gather(self.held_out, np.arange(n) * windows // n * seq_len, seq_len)
 
 
-@lru_cache(maxsize=4)
+@dataclass(frozen=True)
+class Joins:
+    """A corpus that joins from `at` tokens on, as `share` of the sequences from there."""
+
+    at: int
+    share: float
+    corpus: Corpus
+
+
+@lru_cache(maxsize=8)
 def order(seed: int, epoch: int, windows: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(windows)
 
@@ -74,16 +127,46 @@ def cache() -> Path:
     return Path(os.environ.get("TUNNEL_CACHE", "~/.cache/tunnel")).expanduser()
 
 
+def identity(source: Source) -> str:
+    """What names a run's data, as `Corpus.hash` does: "first+joined"."""
+    return "+".join([source.corpus_hash, *(j.source.corpus_hash for j in source.then)])
+
+
 def is_local(data: Data) -> bool:
     """Whether the corpus can be looked at without a network."""
     return data.corpus in ("stdlib", "files")
 
 
-def opened(data: Data, seq_len: int) -> Corpus:
-    """The corpus, tokenized once per machine and served by memory map.
+def look(data: Data) -> None:
+    """Raises UserError where a local corpus, or one that joins it, is not there."""
+    for part in (data, *(joining(data, t) for t in data.then)):
+        if is_local(part):
+            files(part)
 
-    Raises UserError where it does not exist, is empty, or is too short for one sequence on either side.
+
+def opened(data: Data, seq_len: int) -> Corpus:
+    """The corpus with what joins it, tokenized once per machine and served by memory map.
+
+    Raises UserError where one does not exist, is empty, or is too short for one sequence on either side.
     """
+    first = alone(data, seq_len)
+    then: list[Joins] = []
+    for t in data.then:
+        try:
+            then.append(Joins(t.at, t.share, alone(joining(data, t), seq_len)))
+        except UserError as e:
+            key = (e.key or "corpus").removeprefix("data.")
+            raise UserError(e.rule, file=e.file, key=f"data.then.{key}", value=e.value, choices=e.choices) from None
+    return replace(first, hash="+".join([first.hash, *(j.corpus.hash for j in then)]), then=tuple(then))
+
+
+def joining(data: Data, t: Then) -> Data:
+    """What joins, as a corpus of its own: tokenizer, vocabulary and split are the first one's."""
+    return data.model_copy(update={"corpus": t.corpus, "paths": t.paths, "text": t.text, "then": ()})
+
+
+def alone(data: Data, seq_len: int) -> Corpus:
+    """One corpus, without what joins it."""
     folder = cache() / corpus_hash(data)
     if not (folder / "meta.json").exists():
         build(data, folder)
@@ -98,7 +181,7 @@ def opened(data: Data, seq_len: int) -> Corpus:
     train, held_out = (
         np.memmap(folder / f"{side}.bin", dtype=meta["dtype"], mode="r") for side in ("train", "held_out")
     )
-    return Corpus(train, held_out, bytes_per_token=meta["bytes_per_token"], hash=folder.name)
+    return Corpus(train, held_out, bytes_per_token=meta["bytes_per_token"], hash=folder.name, name=data.corpus)
 
 
 def corpus_hash(data: Data) -> str:

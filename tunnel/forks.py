@@ -14,14 +14,15 @@ import socket
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from tunnel import families, store
 from tunnel.data import Corpus
 from tunnel.errors import Stopped
 from tunnel.families import Arrays, Grown
-from tunnel.run import Record, RunSpec, Trial
+from tunnel.run import Record, RunSpec, Trial, TrunkSpec
 from tunnel.schedule import warmup_multiplier
 from tunnel.store import Store
 
@@ -40,7 +41,17 @@ class Progress:
     loss: float | None  # of the last steps, on training data
 
 
+@dataclass(frozen=True)
+class Step:
+    """A trial wants one step of its model; who drives it answers whether the model lives."""
+
+    grown: Grown
+    multiplier: float
+
+
 Event = Progress | Record
+Said = TypeVar("Said")
+End = TypeVar("End")
 
 
 def grow(trial: Trial, keep: Store, corpus: Corpus | None) -> Iterator[Event]:
@@ -48,7 +59,29 @@ def grow(trial: Trial, keep: Store, corpus: Corpus | None) -> Iterator[Event]:
 
     Raises Stopped where the folder's file `stop` asks for it; what was trained until then is kept.
     """
-    work = Work(trial, keep, corpus)
+    return alone(stepwise(trial, keep, corpus))
+
+
+def alone(steps: Generator[Said | Step, bool | None, End]) -> Generator[Said, None, End]:
+    """Answers a trial's steps one by one; yields what else it says, returns what it returns."""
+    answer = None
+    while True:
+        try:
+            said = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        answer = None
+        if isinstance(said, Step):
+            answer = said.grown.step(said.multiplier)
+        else:
+            yield said
+
+
+def stepwise(
+    trial: Trial, keep: Store, corpus: Corpus | None, packed: int = 0
+) -> Generator[Event | Step, bool | None, None]:
+    """What `grow` does, but for the steps: these it asks for. `packed`: how many trials share them (`tunnel.pack`)."""
+    work = Work(trial, keep, corpus, packed)
     for run in trial.runs:
         recorded = keep.record(run.fingerprint)
         if recorded is not None:
@@ -65,8 +98,8 @@ def grow(trial: Trial, keep: Store, corpus: Corpus | None) -> Iterator[Event]:
 class Work:
     """One trial being trained: its model, where its trunk is, what was trained and how long it took."""
 
-    def __init__(self, trial: Trial, keep: Store, corpus: Corpus | None) -> None:
-        self.trial, self.keep, self.corpus = trial, keep, corpus
+    def __init__(self, trial: Trial, keep: Store, corpus: Corpus | None, packed: int = 0) -> None:
+        self.trial, self.keep, self.corpus, self.packed = trial, keep, corpus, packed
         self.family = families.load(trial.trunk.family)
         self.name, self.batch = trial.trunk.fingerprint, trial.trunk.settings.batch_tokens
         self.grown: Grown | None = None
@@ -105,12 +138,12 @@ class Work:
             self.resumed(kept)
         return kept is not None
 
-    def trunk(self, until: int) -> Iterator[Progress]:
+    def trunk(self, until: int) -> Generator[Progress | Step, bool | None, None]:
         """Trains warmup and stable up to a fork point, and keeps the state there."""
         grown = self.on_trunk(until)
         self.curve, warmup = (self.name, grown.tokens), self.trial.trunk.settings.warmup
         while grown.tokens < until and self.dead_at is None:
-            if not grown.step(warmup_multiplier(grown.tokens, self.batch, warmup)):
+            if not (yield Step(grown, warmup_multiplier(grown.tokens, self.batch, warmup))):
                 self.dead_at = grown.tokens
             self.trained += self.batch
             if self.dead_at is None and self.due_to_save():
@@ -124,7 +157,7 @@ class Work:
             self.save(self.trial.trunk.until(grown.tokens).fingerprint)
             self.drop_rolling()
 
-    def decay(self, run: RunSpec) -> Generator[Progress, None, float | None]:
+    def decay(self, run: RunSpec) -> Generator[Progress | Step, bool | None, float | None]:
         """Trains the decay of one run off the trunk; returns its held-out loss, None where it diverged."""
         grown = self.grown
         assert grown is not None
@@ -132,7 +165,7 @@ class Work:
         grown.rows.clear()
         self.curve, alive = (run.fingerprint, grown.tokens if grown.tokens > run.decay_start else 0), True
         while alive and grown.tokens < run.tokens:
-            alive = grown.step(run.multiplier(grown.tokens))
+            alive = bool((yield Step(grown, run.multiplier(grown.tokens))))
             self.trained += self.batch
             if alive and self.due_to_save():
                 self.roll(run.fingerprint)
@@ -164,10 +197,12 @@ class Work:
             tokens_trained=self.trained,
             diverged_at=(self.dead_at or self.grown.tokens) if loss is None and self.grown is not None else None,
             tau=s.batch_tokens / (s.lr * s.weight_decay * run.tokens) if s.weight_decay else None,
+            slices={} if loss is None or self.grown is None else self.grown.slices(),
             final={} if loss is None or self.grown is None else digests(*self.grown.state()),
             stability=None if loss is None or self.grown is None else self.grown.stability(),
             started=self.started,
-            seconds=clock - self.clock,
+            seconds=(clock - self.clock) / max(self.packed, 1),  # its share
+            packed=self.packed,
             host=socket.gethostname(),
             versions=versions(),
         )
@@ -223,6 +258,19 @@ class Work:
         self.rolling = None
 
 
+def packable(a: TrunkSpec, b: TrunkSpec) -> bool:
+    """Whether two trunks can share their steps (`tunnel.pack`): one model, batches of one size, no dropout.
+
+    Peak lr, warmup, weight decay, betas, epsilon, clip, seed and data are each trunk's own.
+    """
+
+    def alike(trunk: TrunkSpec) -> tuple[object, ...]:
+        s = trunk.settings
+        return trunk.family, trunk.rules, trunk.shape, trunk.body, s.batch_tokens, s.micro_batch_tokens, s.precision
+
+    return alike(a) == alike(b) and a.family == "gpt" and a.settings.dropout == b.settings.dropout == 0
+
+
 def progress(phase: Literal["trunk", "decay"], grown: Grown) -> Progress:
     return Progress(phase, grown.tokens, grown.rows[-1][1] if grown.rows else None)
 
@@ -243,6 +291,7 @@ def digests(arrays: Arrays, meta: dict[str, Any]) -> dict[str, str]:
     return {part: digest.hexdigest()[:16] for part, digest in found.items()}
 
 
+@cache
 def versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     for name in RECORDED_VERSIONS:

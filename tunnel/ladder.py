@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunnel import laws, plan, store, tuned, valley
+from tunnel import horizon, laws, plan, regret, store, tuned, valley
 from tunnel.errors import UserError
 from tunnel.laws import backtest, intervals
 from tunnel.run import fingerprint
@@ -25,6 +25,8 @@ RIVAL = 3.0  # a form that misses the hold-outs by up to this factor more is not
 PATH = 25  # points of the curve from the smallest shape to beyond the target
 VALLEY_FREEDOM = 4  # of a rung's valleys: curvature and place, and how both move with N  *derived*
 BEYOND = 2.0  # how far beyond the target's N the curve is drawn
+SCHEMA = 2  # of what a fit holds: one of an older version is made again
+SAME_BATCH = 1.01  # a batch within this factor of the ladder's is the ladder's  *assumed*
 
 
 def stage_of(asked: Study) -> Stage:
@@ -44,13 +46,23 @@ def target_named(asked: Study, name: str | None) -> Target:
     return found[0]
 
 
-def table_of(readings: pd.DataFrame, stage: Stage) -> Table:
-    """The ladder's finished readings as columns; raises UserError where there are too few shapes."""
-    found = tuned.of_stage(readings, stage.name)
+def rows_used(asked: Study, keep: Store, readings: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """The ladder's readings that its law rests on: of the study's own rules, and of each cell the best way to train.
+
+    Raises UserError where they are of too few shapes.
+    """
+    found = horizon.own(asked, keep, readings, stage)
     if found.groupby(["width", "depth"]).ngroups < 2 if len(found) else True:
-        raise UserError("has readings of fewer than 2 shapes: sweep it first", key=f"stage.{stage.name}")
-    numeric = ("N", "D", "C", "loss", "lr", "width", "depth", "flops", "seconds")
-    return {**{k: found[k].to_numpy(float) for k in numeric}, "run": found["run"].to_numpy(str)}
+        raise UserError(
+            "has readings of fewer than 2 shapes under its own rule: sweep it first", key=f"stage.{stage.name}"
+        )
+    return tuned.best_ways(found)
+
+
+def table_of(rows: pd.DataFrame) -> Table:
+    """Readings as columns."""
+    numeric = ("N", "D", "C", "loss", "lr", "width", "depth", "flops", "seconds", "batch_tokens")
+    return {**{k: rows[k].to_numpy(float) for k in numeric}, "run": rows["run"].to_numpy(str)}
 
 
 def minima(surface: Surface) -> Table:
@@ -61,19 +73,25 @@ def minima(surface: Surface) -> Table:
 
 
 def fitted(asked: Study, keep: Store, target: str | None = None) -> dict[str, Any]:
-    """The ladder's fit as plain JSON values; kept in fits/, and made again only where readings changed.
+    """The ladder's fit, and how the settings move with the horizon (`horizon`), as plain JSON values.
 
-    Raises UserError where the ladder has too few readings.
+    Kept in fits/, and made again only where readings changed; a study without a ladder has its `horizon` alone. Raises
+    UserError where there are too few readings for either.
     """
-    stage, goal = stage_of(asked), target_named(asked, target)
-    readings = keep.readings()
+    goal, readings = target_named(asked, target), keep.readings()
+    joint = horizon.stage_of(asked, keep, readings)
+    ladders = any(s.kind == "ladder" for s in asked.stage)
+    stage = joint[0] if joint and not ladders else stage_of(asked)
     path = keep.path("fits", f"{stage.name}.{goal.name}.json")
     identity = hash_of(asked, readings)
     kept = store.read_json(path)
-    if kept and kept["readings_hash"] == identity:
+    if kept and kept["readings_hash"] == identity and kept.get("schema") == SCHEMA:
         return kept
-    table = table_of(readings, stage)
-    found = {"stage": stage.name, "readings_hash": identity, **fit(asked, goal, table)}
+    found: dict[str, Any] = {"schema": SCHEMA, "stage": stage.name, "readings_hash": identity}
+    moves = horizon.fitted(*joint) if joint else None
+    if ladders:
+        found |= fit(asked, goal, table_of(rows_used(asked, keep, readings, stage)), moves)
+    found |= {"horizon": moves} if moves else {}
     for name in (path, keep.path("fits", f"{stage.name}.json")):
         if goal is asked.target[0] or name == path:
             store.write_json(name, found)
@@ -83,11 +101,12 @@ def fitted(asked: Study, keep: Store, target: str | None = None) -> dict[str, An
 def hash_of(asked: Study, readings: pd.DataFrame) -> str:
     """What a fit and a recommendation rest on: the question, and the proxies' readings."""
     proxies = readings[~readings.stage.str.startswith("target:")] if len(readings) else readings
-    rows = sorted(proxies[["fingerprint", "status", "loss"]].astype(str).itertuples(index=False, name=None))
+    columns = proxies[["fingerprint", "status", "loss"]].itertuples(index=False, name=None)
+    rows = sorted((fp, status, str(loss)) for fp, status, loss in columns)  # a diverged one's loss is no JSON number
     return fingerprint([asked.model_dump(mode="json"), rows])
 
 
-def fit(asked: Study, goal: Target, table: Table) -> dict[str, Any]:
+def fit(asked: Study, goal: Target, table: Table, moves: dict[str, Any] | None = None) -> dict[str, Any]:
     surface, draws = valley.by_rung(table), valley.bootstrap(table)
     lows = minima(surface)
     where = target_row(asked, goal)
@@ -100,10 +119,10 @@ def fit(asked: Study, goal: Target, table: Table) -> dict[str, Any]:
     told = intervals.forecast(choice.law, lows, wide, resamples=resamples, misses=misses, noise=noise, rivals=rivals)
     return {
         "minima": rows_of(table, lows, surface, draws),
-        "surface": {**{k: getattr(surface, k) for k in ("a", "b", "c", "curved")}, "h": float(surface.h[-1])},
+        "surface": {**{k: getattr(surface, k) for k in ("a", "b", "c", "e", "curved")}, "h": float(surface.h[-1])},
         "noise": noise,
-        "lr_drift": drift(surface, draws),
-        "lr": lr_at(surface, draws, float(where["N"][0]), float(where["D"][0])),
+        "lr_drift": drift(table, surface, draws),
+        "lr": lr_at(table, surface, draws, where, moves),
         "laws": {name: law_dict(name, lows, where) for name in {**choice.scores, choice.law: 0}},
         "chosen": choice.law,
         "scores": {k: v for k, v in choice.scores.items() if math.isfinite(v)},
@@ -132,7 +151,8 @@ def target_row(asked: Study, goal: Target) -> Table:
     """The target as a table of one row: N, D, C."""
     run = plan.target_trial(asked, goal, plan.values_of(asked, stage_of(asked), {})).runs[0]
     n = float(plan.families.load(asked.family).count(run.trunk.shape, run.trunk.body))
-    return {"N": np.array([n]), "D": np.array([float(run.tokens)]), "C": np.array([6 * n * run.tokens])}
+    d, batch = float(run.tokens), float(run.trunk.settings.batch_tokens)
+    return {k: np.array([v]) for k, v in (("N", n), ("D", d), ("C", 6 * n * d), ("batch_tokens", batch))}
 
 
 def path_of(lows: Table, where: Table) -> Table:
@@ -143,28 +163,28 @@ def path_of(lows: Table, where: Table) -> Table:
 
 
 def rows_of(table: Table, lows: Table, surface: Surface, draws: list[Surface]) -> list[dict[str, Any]]:
-    """A row per shape and rung: what was read, the valley's minimum with its interval, and the cell's own parabola."""
-    spread = np.exp(np.quantile([s.log_loss for s in draws], valley.QUANTILES, axis=0))
+    """A row per cell: what was read, the valley's minimum with 90% intervals, and the cell's own parabola."""
+    _, of = valley.cells_of(table)
+    wide = valley.widening(table)
+    curved = [s for s in draws if s.curved]
     found = []
     for i in range(len(lows["N"])):
-        cell = (table["N"] == lows["N"][i]) & (table["D"] == lows["D"][i]) & (table["width"] == lows["width"][i])
-        order = np.argsort(table["lr"][cell])
-        lrs, losses = table["lr"][cell][order], table["loss"][cell][order]
+        order = np.argsort(table["lr"][of == i])
+        lrs, losses = table["lr"][of == i][order], table["loss"][of == i][order]
         own = valley.parabola(np.log(lrs), np.log(losses))
-        found.append(
-            {
-                **{k: float(lows[k][i]) for k in ("N", "D", "C", "loss")},
-                "width": int(lows["width"][i]),
-                "depth": int(lows["depth"][i]),
-                "low": float(spread[0][i]),
-                "high": float(spread[1][i]),
-                "lr": float(np.exp(valley.surface(table, at=lows["D"][i]).log_lr(lows["N"][i], lows["D"][i]))),
-                "lrs": lrs.tolist(),
-                "losses": losses.tolist(),
-                "own": None if own is None else {"lr": math.exp(own[0]), "loss": math.exp(own[1])},
-            }
-        )
+        row: dict[str, Any] = {k: float(lows[k][i]) for k in ("N", "D", "C", "loss")}
+        row |= {k: int(lows[k][i]) for k in ("width", "depth", *(["batch_tokens"] if valley.varies(table) else []))}
+        row["low"], row["high"] = ends(surface.log_loss[i], [s.log_loss[i] for s in draws], wide)
+        row["lr"] = math.exp(surface.dips[i])
+        row["lr_low"], row["lr_high"] = ends(surface.dips[i], [s.dips[i] for s in curved or [surface]], wide)
+        row |= {"lrs": lrs.tolist(), "losses": losses.tolist()}
+        found.append(row | {"own": None if own is None else {"lr": math.exp(own[0]), "loss": math.exp(own[1])}})
     return found
+
+
+def ends(log: float, draws: list[float], wide: float) -> tuple[float, float]:
+    low, high = valley.interval(float(log), np.array(draws), wide)
+    return math.exp(low), math.exp(high)
 
 
 def residual_noise(table: Table, surface: Surface) -> float:
@@ -179,27 +199,57 @@ def residual_noise(table: Table, surface: Surface) -> float:
     return float(np.sqrt((left[near] ** 2).sum() / free)) if free > 0 else 0.0
 
 
-def drift(surface: Surface, draws: list[Surface]) -> dict[str, float]:
-    """How lr* moves, in octaves per tenfold N and D, with 90% intervals."""
+def drift(table: Table, surface: Surface, draws: list[Surface]) -> dict[str, float]:
+    """How lr* moves, in octaves per tenfold N, D and, where it varies, batch, with 90% intervals."""
     octaves = math.log(10) / math.log(2)
-    found = {"per_10x_N_octaves": surface.b * octaves, "per_10x_D_octaves": surface.c * octaves}
-    for name, values in (("N", [s.b for s in draws]), ("D", [s.c for s in draws])):
-        low, high = np.quantile(values, valley.QUANTILES) * octaves
-        found |= {f"{name}_low": float(low), f"{name}_high": float(high)}
+    wide = valley.widening(table)
+    found: dict[str, float] = {}
+    for name, power in (("N", "b"), ("D", "c"), *([("B", "e")] if valley.varies(table) else [])):
+        value, each = getattr(surface, power), np.array([getattr(s, power) for s in draws])
+        low, high = valley.interval(value, each, wide)
+        told = {f"per_10x_{name}_octaves": value, f"{name}_low": low, f"{name}_high": high}
+        found |= {k: v * octaves for k, v in told.items()}
     return found
 
 
-def lr_at(surface: Surface, draws: list[Surface], n: float, d: float) -> dict[str, float]:
-    """lr* at the target with its 90% interval, and the relative loss expected to be given away by not knowing it."""
-    log = float(surface.log_lr(n, d))
-    each = np.array([float(s.log_lr(n, d)) for s in draws if s.curved] or [log])
-    low, high = np.quantile(each, valley.QUANTILES)
+def lr_at(
+    table: Table, surface: Surface, draws: list[Surface], where: Table, moves: dict[str, Any] | None
+) -> dict[str, Any]:
+    """lr* at the target with its 90% interval; `chosen`, whose expected loss is least, and the loss given away by it.
+
+    Where the valleys are seen to be steeper on one side the surfaces are fitted so; where the target's batch is none
+    of the ladder's, lr* moves by the power of B that the study's horizon measured.
+    """
+    wide, skew = valley.widening(table), regret.Skew(0.0, 0.0, 0.0)
+    if surface.curved:
+        skew = regret.skew(table)
+    if skew.seen:
+        surface, draws = valley.by_rung(table, skew=skew.value), valley.bootstrap(table, skew=skew.value)
+    n, d, batch = (float(where[k][0]) for k in ("N", "D", "batch_tokens"))
+    known = regret.posterior(surface, draws, n, d, batch if valley.varies(table) else None, wide)
+    power = batch_power(table, batch, moves)
+    if power:
+        far = math.log(batch / float(np.exp(np.log(table["batch_tokens"]).mean())))
+        known = regret.moved(known, power["value"] * far, (power["high"] - power["low"]) / 2 * abs(far))
+    low, high = known.interval()
+    chosen = known.safest()
     return {
-        "value": math.exp(log),
+        "value": math.exp(known.at),
         "low": math.exp(low),
         "high": math.exp(high),
-        "regret": float(surface.h[-1] * np.mean((each - log) ** 2)),
+        "chosen": math.exp(chosen),
+        "regret": known.regret(chosen),
+        "skew": {**vars(skew), "used": skew.seen},
+        "batch_power": power,
     }
+
+
+def batch_power(table: Table, batch: float, moves: dict[str, Any] | None) -> dict[str, float] | None:
+    """The power of lr* over B, where the target's batch is not the ladder's and the horizon measured one."""
+    ours = table["batch_tokens"]
+    near = bool((np.abs(np.log(ours / batch)) < math.log(SAME_BATCH)).any())
+    over = ((moves or {}).get("lr") or {}).get("over", {})
+    return None if near or valley.varies(table) else over.get("batch_tokens")
 
 
 def law_dict(name: str, lows: Table, where: Table) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tunnel import backends, families, forecasts, ladder, store, sweep
+from tunnel import backends, data, families, forecasts, ladder, store, sweep
 from tunnel.errors import Stopped, UserError
 from tunnel.forks import Event, Progress
 from tunnel.run import RunSpec, Trial
@@ -40,7 +40,8 @@ def train(
         )
         with keep.driver():
             corpus = work.corpus()
-            if corpus is not None and corpus.hash != run.trunk.source.corpus_hash:
+            source = run.trunk.source
+            if corpus is not None and corpus.of(source).hash != data.identity(source):
                 raise UserError(
                     "the corpus changed since the proxies read it", key="data.corpus", value=asked.data.corpus
                 )
@@ -73,7 +74,10 @@ class TargetQueue:
         self.live.begin(0, self.trial, self.per_token)
         return self.trial
 
-    def event(self, number: int, event: Event) -> None:
+    def left(self) -> int:
+        return int(self.waiting)
+
+    def event(self, number: int, event: Event) -> bool:
         if isinstance(event, Progress):
             self.live.running[0] |= {"phase": event.phase, "tokens": event.tokens, "loss": event.loss}
         else:
@@ -83,6 +87,7 @@ class TargetQueue:
         if time.monotonic() - self.shown > 1.0:
             self.shown = time.monotonic()
             store.write_json(self.keep.path("progress.json"), self.live.snapshot())
+        return True
 
     def ended(self, number: int, error: str | None) -> None:
         self.error = error or ""

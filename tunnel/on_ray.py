@@ -12,14 +12,16 @@ import socket
 import tempfile
 import threading
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tunnel import forks
-from tunnel.backends import FULL, Queue, Work, no_space
+from tunnel import hands
+from tunnel.backends import FULL, INTERRUPTED, SIGNALS, Queue, Work, no_space
 from tunnel.errors import Stopped, UserError
 from tunnel.forks import Progress
 from tunnel.run import Trial
@@ -38,7 +40,12 @@ def run(queue: Queue, work: Work, resources: Resources, address: str | None, max
         tuner = tune.Tuner(
             tune.with_resources(Proxy, {"CPU": resources.cpus, "GPU": resources.gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=search, num_samples=-1, reuse_actors=True, metric="rung", mode="max"
+                search_alg=search,
+                scheduler=Judge(search),
+                num_samples=-1,
+                reuse_actors=True,
+                metric="rung",
+                mode="max",
             ),
             run_config=tune.RunConfig(
                 storage_path=scratch,
@@ -60,15 +67,19 @@ def cpus_of(address: str | None) -> float:
         if address is not None:
             require_answer(address)
         options: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {s: signal.getsignal(s) for s in SIGNALS}
         try:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except (ConnectionError, TimeoutError, ValueError) as e:
             raise UserError(f"no Ray cluster answers ({type(e).__name__})", key="--address", value=address) from None
-        if threading.current_thread() is threading.main_thread():
-            for s, handler in handlers.items():  # Ray's own handler of SIGTERM would abort the driver
-                signal.signal(s, handler)
+        install(handlers)  # Ray's own handler of SIGTERM would abort the driver
     return ray.cluster_resources().get("CPU", 1)
+
+
+def install(handlers: dict[signal.Signals, Any]) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for s, handler in handlers.items():
+            signal.signal(s, handler)
 
 
 def require_answer(address: str) -> None:
@@ -88,34 +99,51 @@ class FromQueue(Searcher):
     def __init__(self, queue: Queue, work: Work, live: int) -> None:
         super().__init__(metric="rung", mode="max")
         self.queue, self.work, self.live = queue, work, live
-        self.running: dict[str, Trial] = {}
-        self.again: list[Trial] = []  # whose worker died before Tune saw them run: Tune gives these up at once
+        self.hands = hands.Hands(queue, work.pack, live)
+        self.running: dict[str, dict[int, Trial]] = {}  # the hands, by Tune's name
         self.deaths: Counter[int] = Counter()
         self.stopped: str | None = None
+        self.handlers = {s: signal.getsignal(s) for s in SIGNALS}
 
     def suggest(self, trial_id: str) -> Any:
+        install(self.handlers)  # Tune takes SIGUSR1 for itself when it begins
+        if self.work.stop.exists():
+            self.stopped = self.stopped or INTERRUPTED
+        if self.stopped:
+            return Searcher.FINISHED
         if len(self.running) >= self.live:
             return None
-        trial = None if self.stopped else self.again.pop() if self.again else self.queue.next()
-        if trial is None:
-            return None if self.running and not self.stopped else Searcher.FINISHED
-        self.running[trial_id] = trial
-        return {"trial": trial.model_dump_json(), "work": self.work}
+        hand = self.hands.next()
+        if not hand:
+            return None if self.running else Searcher.FINISHED
+        self.running[trial_id] = {t.number: t for t in hand}
+        return {"trials": [t.model_dump_json() for t in hand], "work": self.work}
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self.stopped = result.get("stopped") or self.stopped
-        if trial_id in self.running and "event" in result:
-            self.queue.event(self.running[trial_id].number, result["event"])
+    def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """What the queue says of a result; Tune asks its scheduler first, and then may not tell its searcher."""
+        hand = self.running.get(trial_id, {})
+        if result.get("ended") in hand:
+            hand.pop(result["ended"])
+            self.queue.ended(result["ended"], None)
+        if result.get("number") in hand:
+            return self.queue.event(result["number"], result["event"])
+        return True
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial = self.running.pop(trial_id, None)
-        if trial is None or self.stopped:
+        hand = self.running.pop(trial_id, {})
+        if "stopped" in (result or {}):
+            self.stopped = self.stopped or (result or {})["stopped"]
+            with suppress(OSError):  # of a full disk
+                self.work.stop.touch()  # the other workers too
+            return  # left as it is: the next sweep goes on with it
+        if error and self.stopped:
             return
-        self.deaths[trial.number] += error
-        if error and self.deaths[trial.number] <= RETRIES:
-            self.again.append(trial)
-        else:
-            self.queue.ended(trial.number, "its worker failed" if error else None)
+        for number, trial in hand.items():
+            self.deaths[number] += error
+            if error and self.deaths[number] <= RETRIES:
+                self.hands.again.append(trial)  # Tune gives one up at once whose worker died before it was seen to run
+            else:
+                self.queue.ended(number, "its worker failed" if error else None)
 
     def save(self, checkpoint_path: str) -> None:
         """The queue's own database is the truth."""
@@ -127,8 +155,22 @@ class FromQueue(Searcher):
         return {}  # Tune pickles its searcher, and nobody reads that
 
 
+class Judge(FIFOScheduler):
+    """Ends a trial where the queue says so; what it is judged by is rebuilt from the records, it remembers nothing."""
+
+    def __init__(self, search: FromQueue) -> None:
+        super().__init__()
+        self.search = search
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        return TrialScheduler.CONTINUE if self.search.goes_on(trial.trial_id, result) else TrialScheduler.STOP
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
 class Proxy(tune.Trainable):
-    """Trains on a worker, a slice a step; its process is used again for the next trial."""
+    """Trains a hand on a worker, a slice a step; its process is used again for the next one."""
 
     def setup(self, config: dict[str, Any]) -> None:
         if config["work"].reads:
@@ -143,20 +185,24 @@ class Proxy(tune.Trainable):
 
     def begin(self, config: dict[str, Any]) -> None:
         work: Work = config["work"]
-        self.events = forks.grow(Trial.model_validate_json(config["trial"]), Store(work.folder), work.corpus())
-        self.rung = 0
+        hand = [Trial.model_validate_json(t) for t in config["trials"]]
+        self.events = hands.events(hand, Store(work.folder), work.corpus(), work.pack)
+        self.rung, self.left = 0, len(hand)
 
     def step(self) -> dict[str, Any]:
         try:
-            event = next(self.events, None)
+            number, event = next(self.events)
+        except Stopped as e:
+            return {"rung": self.rung, "stopped": str(e), "done": True}
         except OSError as e:
             if e.errno not in FULL:
                 raise
             return {"rung": self.rung, "stopped": no_space(e), "done": True}
         if event is None:
-            return {"rung": self.rung, "done": True}
+            self.left -= 1
+            return {"rung": self.rung, "ended": number, "done": self.left == 0}
         self.rung = event.tokens if isinstance(event, Progress) else event.D
-        return {"rung": self.rung, "event": event}
+        return {"rung": self.rung, "number": number, "event": event}
 
     def cleanup(self) -> None:
         self.events = iter(())

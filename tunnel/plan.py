@@ -30,7 +30,7 @@ def source_of(study: Study, corpus_hash: str) -> Source:
     same = {"tokenizer": d.tokenizer, "held_out": d.held_out, "eval_tokens": d.eval_tokens}
     then = [
         Joined(at=t.at, share=t.share, source=Source(corpus=t.corpus, corpus_hash=h, **same))
-        for t, h in zip(d.then, rest or [""] * len(d.then), strict=True)
+        for t, h in zip(d.then, [*rest, *[""] * (len(d.then) - len(rest))], strict=True)
     ]
     return Source(corpus=d.corpus, corpus_hash=first, then=tuple(then), **same)
 
@@ -212,8 +212,8 @@ def plan(study: Study) -> dict[str, Any]:
 
     Raises UserError for lengths and shapes that do not fit, and for a local corpus that is not there.
     """
-    if families.load(study.family).reads and data.is_local(study.data):
-        data.files(study.data)
+    if families.load(study.family).reads:
+        data.look(study.data)
     stages: list[StagePlan] = []
     for stage in study.stage:
         before = handed_on(study, stage)

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from tunnel import families, forecasts, ladder, plan, store, transfer, tuned
+from tunnel import carry, cautions, families, forecasts, horizon, ladder, plan, stability, store, transfer, tuned
+from tunnel.carry import Carried
 from tunnel.errors import UserError
 from tunnel.run import RunSpec
 from tunnel.space import Scalar
@@ -16,7 +17,7 @@ from tunnel.study import Stage, Study, Target
 SCHEMA = 1
 LEAST_RUNG = 4.0  # settings tuned at D < D_target/4 need a fitted lr*(D)  (SCIENCE §3)
 LEAST_RUNGS = 4  # that such a fit takes  (SCIENCE §3)
-REPEATS, MOST_REPEATS = 1.0, 4.0  # epochs: caution above the first, refusal above the second  (SCIENCE §3)
+MARGIN = 2.0  # the lr keeps at least this factor from lr_max  (SCIENCE §3)
 
 
 def recommend(asked: Study, keep: Store, target: str | None = None) -> dict[str, Any]:
@@ -50,11 +51,10 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
     stage = ladder.stage_of(asked)
     resolved = store.read_json(keep.path("study.resolved.json"), {})["stages"][stage.name]
     refuse_short(goal, fit)
-    rows = tuned.of_stage(readings, stage.name)
-    tuned_to = {"lr": fit["lr"]["value"], "warmup": int(rows.warmup.max())}  # the ladder's own warmup, cut or not
-    values = {**plan.values_of(asked, stage, resolved["handed_on"]), **tuned_to}
-    corpus_hash = str(rows.iloc[0].corpus_hash)
-    run = plan.target_trial(asked, goal, values, corpus_hash).runs[0]
+    rows = ladder.rows_used(asked, keep, readings, stage)
+    ways = tuned.settled(horizon.own(asked, keep, readings, stage), stage)
+    evidence = {**resolved["evidence"], **{k: s.as_dict() for k, s in ways.items()}}
+    run, carried, cut = planned(asked, keep, goal, readings, fit, rows, ways, resolved)
     family = families.load(asked.family)
     n, per_token = (
         family.count(run.trunk.shape, run.trunk.body),
@@ -84,10 +84,10 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
             "currency": asked.price.currency,
         },
         "run": run.model_dump(mode="json"),
-        "settings": {**settings_of(run, fit, resolved["evidence"], groups, stage, rows), **shaped},
+        "settings": {**settings_of(run, fit, evidence, carried, groups, stage, rows), **shaped},
         "groups": groups,
         "multipliers": vars(transfer.multipliers(run.trunk.rules, run.trunk.shape, run.trunk.body)),
-        "config": family.config_dict(run.trunk.shape, run.trunk.body, asked.rules)
+        "config": family.config_dict(run.trunk.shape, run.trunk.body, run.trunk.rules)
         if hasattr(family, "config_dict")
         else None,
         "forecast": told["value"],
@@ -101,9 +101,53 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame) -> dic
         "compute_ratio": 6.0 * n * run.tokens / largest,
         "regret": fit["lr"]["regret"],
         "registered": None,
-        "cautions": cautions(asked, goal, run, fit, resolved["evidence"], rows) + off_aspect(goal, shaped),
+        "cautions": [
+            *cautions.all_of(asked, goal, run, fit, evidence, rows),
+            *cautions.off_aspect(goal, shaped),
+            *([cut] if cut else []),
+            *(c.caution for c in carried.values() if c.caution),
+        ],
         "readings_hash": fit["readings_hash"],
     }
+
+
+def planned(
+    asked: Study,
+    keep: Store,
+    goal: Target,
+    readings: pd.DataFrame,
+    fit: dict[str, Any],
+    rows: pd.DataFrame,
+    ways: dict[str, tuned.Setting],
+    resolved: dict[str, Any],
+) -> tuple[RunSpec, dict[str, Carried], str]:
+    """The target's run, what the verdicts did to its settings, and a caution where its lr was cut.
+
+    From the bottom: [train], what was handed on and how it transfers, the ladder's best way, its lr and its warmup.
+    """
+    stage = ladder.stage_of(asked)
+    values = plan.values_of(asked, stage, resolved["handed_on"])
+    values |= {"lr": fit["lr"]["chosen"], "warmup": int(rows.warmup.max())}  # the ladder's own warmup, cut or not
+    values |= {k: s.value for k, s in ways.items()}
+    corpus_hash = max(rows.corpus_hash.astype(str), key=len)  # with all data that joined
+    first = plan.target_trial(asked, goal, values, corpus_hash).runs[0]
+    lawful = {*ways, *(["lr"] if fit["surface"]["curved"] else [])}
+    judged = carry.verdicts(asked, keep)
+    carried = carry.carried(judged, resolved["evidence"], readings, first, lawful)
+    values |= {k: float(values[k]) * c.factor for k, c in carried.items() if c.factor != 1.0}
+    most = safe_lr(readings, rows, float(fit["forecast"]["N"]))
+    cut = ""
+    if most is not None and float(values["lr"]) > most:
+        cut = f"lr: cut from {values['lr']:.3g} to {most:.3g}, a factor {MARGIN:g} below where this size diverges"
+        values["lr"] = most
+    return plan.target_trial(asked, goal, values, corpus_hash).runs[0], carried, cut
+
+
+def safe_lr(readings: pd.DataFrame, rows: pd.DataFrame, n: float) -> float | None:
+    """The largest lr that is recommended at N: lr_max over a margin; None where no proxy diverged."""
+    proxies = readings[~readings.stage.str.startswith("target:") & (readings.rules == rows.iloc[0].rules)]
+    edge = stability.lr_max({k: proxies[k].to_numpy() for k in ("N", "lr", "status")}).at(n)
+    return None if edge is None else edge / MARGIN
 
 
 def pace_of(rows: pd.DataFrame) -> float:
@@ -126,6 +170,7 @@ def settings_of(
     run: RunSpec,
     fit: dict[str, Any],
     evidence: dict[str, Any],
+    carried: dict[str, Carried],
     groups: list[dict[str, Any]],
     stage: Stage,
     rows: pd.DataFrame,
@@ -135,6 +180,7 @@ def settings_of(
     behind = rows.fingerprint.tolist()
     fixed = {
         "decay_shape": run.decay_shape,
+        **({"half_life": run.half_life} if run.decay_shape == "exponential" else {}),
         "min_ratio": run.min_ratio,
         "batch_tokens": s.batch_tokens,
         "tokens": run.tokens,
@@ -147,14 +193,30 @@ def settings_of(
         if name in found:
             found[name] |= {k: known[k] for k in ("low", "high", "source")} | {"readings": list(known["readings"])}
     lr = fit["lr"]
-    where = f"lr*(N, D) of stage {stage.name}'s fans" if fit["surface"]["curved"] else f"stage {stage.name}'s lr"
+    where = lr_source(fit, stage)
     found["lr"] = {"value": s.lr, "low": lr["low"], "high": lr["high"], "source": where, "readings": behind}
+    for name, c in carried.items():
+        if name in found and c.evidence:
+            found[name]["source"] += f"; {c.evidence}"
     for name, value in vars(transfer.multipliers(run.trunk.rules, run.trunk.shape, run.trunk.body)).items():
         found[name] = exactly(value, f"rule {run.trunk.rules}")
     for group in groups:
         for name in ("lr", "init_std"):
             found[f"{name}_{group['role']}"] = exactly(group[name], f"rule {run.trunk.rules}")
     return found
+
+
+def lr_source(fit: dict[str, Any], stage: Stage) -> str:
+    """Where the target's lr comes from, in words."""
+    if not fit["surface"]["curved"]:
+        return f"stage {stage.name}'s lr"
+    skew, power = fit["lr"]["skew"], fit["lr"]["batch_power"]
+    side = "right" if skew["value"] > 0 else "left"
+    shape = f"valleys steeper to the {side} (skew {skew['value']:.2g})" if skew["used"] else "symmetric valleys"
+    where = f"lr*(N, D) of stage {stage.name}'s fans"
+    if power:
+        where += f", moved to the target's batch by the power {power['value']:+.2f} of stage {fit['horizon']['stage']}"
+    return f"{where}; least expected loss, {shape}"
 
 
 def exactly(value: Scalar, source: str) -> dict[str, Any]:
@@ -172,65 +234,3 @@ def aspects(asked: Study, readings: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {
         "aspect": {**value, "source": f"width/depth at equal FLOPs: {last.source}", "readings": list(last.readings)}
     }
-
-
-def off_aspect(goal: Target, shaped: dict[str, dict[str, Any]]) -> list[str]:
-    """A caution where the target's width/depth lies outside what was found best."""
-    own = goal.width / goal.depth
-    return [
-        f"shape: the target's width/depth is {own:.3g}, {a['low']:.3g} to {a['high']:.3g} was best at equal FLOPs; "
-        "a target of that aspect may do better"
-        for a in shaped.values()
-        if not a["low"] <= own <= a["high"]
-    ]
-
-
-def cautions(
-    asked: Study, goal: Target, run: RunSpec, fit: dict[str, Any], evidence: dict[str, Any], rows: pd.DataFrame
-) -> list[str]:
-    """What the reader should know before relying on it, each with what would remove it."""
-    said = [known["caution"] for known in evidence.values() if known["caution"]]
-    tried = sorted(rows.lr)
-    lr = run.trunk.settings.lr
-    if not fit["surface"]["curved"]:
-        said.append("lr: the fans show no minimum; run them with more, and wider, factors")
-    elif not tried[0] <= lr <= tried[-1]:
-        said.append(f"lr: {lr:.3g} lies outside what was tried ({tried[0]:.3g} to {tried[-1]:.3g}); widen the fan")
-    law = fit["laws"][fit["chosen"]]
-    if law["status"] != "converged":
-        said.append(
-            f"law {fit['chosen']}: {law['status']}, {law['reason']}; more shapes on the target's path would settle it"
-        )
-    longest = float(rows.D.max())
-    if run.tokens > longest * 1.01:
-        said.append(
-            f"tokens: {run.tokens:,} is {run.tokens / longest:.1f} × the longest rung; "
-            "a rung at the target's D would settle it"
-        )
-    if rows.seed.nunique() == 1:
-        said.append(
-            "seeds: one seed per candidate, so seed noise is taken from the valleys' residuals; add seeds to the ladder"
-        )
-    if rows.batch_tokens.nunique() == 1 and "batch_tokens" not in evidence:
-        said.append("batch_tokens: was not searched; a batch stage would say whether another batch is better")
-    return said + repeats(asked, goal)
-
-
-def repeats(asked: Study, goal: Target) -> list[str]:
-    """A caution where the target sees its data more than once; refused beyond four epochs."""
-    from tunnel import data
-
-    if not families.load(asked.family).reads or not data.is_local(asked.data):
-        return []
-    unique = len(data.opened(asked.data, asked.model.seq_len).train)
-    epochs = goal.tokens / unique
-    if epochs > MOST_REPEATS:
-        raise UserError(
-            f"reads its {unique:,} tokens {epochs:.1f} times; at most {MOST_REPEATS:g}",
-            key=f"target.{goal.name}.tokens",
-        )
-    return (
-        [f"data: the target reads its corpus {epochs:.1f} times; more data would remove this"]
-        if epochs > REPEATS
-        else []
-    )

@@ -7,9 +7,11 @@ Records are the truth about what was measured, and `reconcile` brings the two to
 from __future__ import annotations
 
 import math
+import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,13 +21,14 @@ from optuna.samplers import (
     BaseSampler,
     CmaEsSampler,
     GPSampler,
-    GridSampler,
     QMCSampler,
     RandomSampler,
     TPESampler,
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from tunnel import fans
+from tunnel.halving import losses
 from tunnel.run import Record, Trial
 from tunnel.space import DIMENSIONS, Choice, Range, Scalar
 from tunnel.study import Stage
@@ -35,7 +38,9 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 GRID_POINTS = 5  # of a range without a step, in a grid  *assumed*
 TPE_WINDOW = 8  # trials before TPE models anything  *assumed*
-Outcome = Literal["complete", "diverged", "failed"]
+LEARNING = ("tpe", "gp", "cmaes")  # from what they are told; the others' candidates are known beforehand
+Outcome = Literal["complete", "pruned", "diverged", "failed"]
+Runs = Callable[[Mapping[str, Scalar], int], Trial]  # of a candidate at a seed, as it is planned now
 
 
 @dataclass(frozen=True)
@@ -55,28 +60,24 @@ def distribution(axis: Range | Choice, kind: str) -> BaseDistribution:
     return FloatDistribution(axis.low, axis.high, log=axis.log)
 
 
-def listed_distributions(candidates: list[dict[str, Scalar]]) -> dict[str, BaseDistribution]:
+def listed_distributions(stage: Stage, candidates: list[dict[str, Scalar]]) -> dict[str, BaseDistribution]:
     """Ranges that just hold a ladder's candidates, so that their trials are stored like any others."""
     found: dict[str, BaseDistribution] = {}
     for name in candidates[0]:
         values = [c[name] for c in candidates]
-        if all(isinstance(v, int) for v in values):
+        if any(isinstance(v, str) for v in values):
+            found[name] = distribution(stage.axes[name], "choice")
+        elif all(isinstance(v, int) for v in values):
             found[name] = IntDistribution(min(values), max(values))  # type: ignore[arg-type]
         else:
             found[name] = FloatDistribution(min(values), max(values))  # type: ignore[arg-type]
     return found
 
 
-class Grid(GridSampler):
-    def after_trial(self, *_: object, **__: object) -> None:
-        """Nothing: the stage ends when its trials are asked; Optuna's own end is an error outside its own loop."""
-
-
-def sampler(name: str, seed: int, distributions: dict[str, BaseDistribution], asked: int) -> BaseSampler:
+def sampler(name: str, seed: int, asked: int = 0) -> BaseSampler:
     """Optuna's sampler by the study file's name, every option that 5.0 changed passed explicitly.
 
-    A random stream begins anew with every process, so `asked`, the trials so far, is part of its seed; sobol and grid
-    count in the database.
+    A random stream begins anew with every process, so `asked`, the trials so far, is part of its seed.
     """
     new = (seed + 100_003 * asked) % 2**32
     makers: dict[str, Callable[[], BaseSampler]] = {
@@ -85,9 +86,23 @@ def sampler(name: str, seed: int, distributions: dict[str, BaseDistribution], as
         "cmaes": lambda: CmaEsSampler(seed=new),
         "sobol": lambda: QMCSampler(qmc_type="sobol", scramble=True, seed=seed, warn_independent_sampling=False),
         "random": lambda: RandomSampler(seed=new),
-        "grid": lambda: Grid({k: grid(d) for k, d in distributions.items()}, seed=seed),
     }
     return makers[name]()
+
+
+def drawn(name: str, seed: int, distributions: dict[str, BaseDistribution], count: int) -> list[dict[str, Scalar]]:
+    """The first candidates of a sampler that learns nothing: the same whenever, and in what order, they are asked."""
+    if name == "grid":
+        points = list(product(*map(grid, distributions.values())))
+        random.Random(seed).shuffle(points)
+        return [dict(zip(distributions, points[i % len(points)], strict=True)) for i in range(count)]
+    study = optuna.create_study(sampler=sampler(name, seed))
+    found = []
+    for _ in range(count):
+        trial = study.ask(distributions)
+        found.append(dict(trial.params))
+        study.tell(trial, 0.0)
+    return found
 
 
 def grid(d: BaseDistribution) -> list[Any]:
@@ -101,15 +116,22 @@ def grid(d: BaseDistribution) -> list[Any]:
     return [min(max(math.exp(p) if d.log else p, d.low), d.high) for p in points]
 
 
+Slot = tuple[Hashable, int]  # which candidate, and its seed: asked once, whatever became of the first ask
+
+
+def key(params: Mapping[str, Scalar]) -> Hashable:
+    return tuple(sorted(params.items()))
+
+
 class Asker:
     """One stage's questions: asks candidates until all are asked, and is told what became of each."""
 
     def __init__(self, folder: Path, stage: Stage, candidates: list[dict[str, Scalar]] | None, seed: int) -> None:
-        self.stage, self.candidates, self.seeds = stage, candidates, list(stage.budget.seeds)
-        if candidates is None:
-            self.distributions = {k: distribution(a, DIMENSIONS[k].kind) for k, a in stage.axes.items()}
-        else:
-            self.distributions = listed_distributions(candidates)
+        self.stage, self.listed, self.seeds = stage, candidates, list(stage.budget.seeds)
+        self.asked: dict[int, optuna.Trial] = {}
+        self.reported: set[tuple[int, int]] = set()  # (number, D)
+        self.given_up: set[Slot] = set()  # what the machine failed; another sweep asks it again
+        self.stale: set[int] = set()  # finished trials of which a planned run is not measured
         folder.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
             study_name=stage.name,
@@ -117,88 +139,143 @@ class Asker:
             direction="minimize",
             load_if_exists=True,
         )
-        self.study.sampler = sampler(stage.sampler.name, seed, self.distributions, len(self.trials()))
         self.study.set_metric_names(["loss"])
-        self.asked: dict[int, optuna.Trial] = {}
-        self.given_up: set[tuple[int, int]] = set()  # slots that the machine failed; another sweep asks them again
-        count = stage.budget.trials if candidates is None else len(candidates)
-        self.planned = count * len(self.seeds)
-        self.slots = [(i, s) for i in range(count) for s in self.seeds]  # (candidate, seed)
+        self.distributions: dict[str, BaseDistribution] = {}
+        self.drawn: list[dict[str, Scalar]] = []  # of a search whose sampler learns nothing
+        name = "random"  # a list leaves nothing to sample
+        if candidates is None:
+            self.distributions = {k: distribution(a, DIMENSIONS[k].kind) for k, a in stage.axes.items()}
+            if stage.sampler.name in LEARNING:
+                name = stage.sampler.name
+            else:
+                self.drawn = drawn(stage.sampler.name, seed, self.distributions, stage.budget.trials)
+        self.study.sampler = sampler(name, seed, len(self.trials()))
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def answered(self) -> dict[tuple[int, int], FrozenTrial]:
-        """The slots that are asked and not failed."""
-        return {self.slot(t): t for t in self.trials() if t.state != TrialState.FAIL and "seed" in t.user_attrs}
+    def candidates(self) -> list[dict[str, Scalar]]:
+        """A listed stage's: those of the study file, then those by which its fans widened themselves."""
+        assert self.listed is not None
+        losses = {(key(t.params), t.user_attrs["seed"]): loss_of(t) for t in self.current()}
+        more = fans.widened(self.listed, self.seeds, lambda c, s: losses.get((key(c), s)), self.stage.widen)
+        return [*self.listed, *more]
 
-    def slot(self, t: FrozenTrial) -> tuple[int, int]:
-        """A trial's candidate and seed; a listed candidate by its values, since a revision may put others before it."""
-        candidate = t.user_attrs.get("candidate", -1)
-        if self.candidates is not None:
-            candidate = self.candidates.index(t.params) if t.params in self.candidates else -1
-        return candidate, t.user_attrs.get("seed", -1)
+    def slots(self) -> dict[Slot, dict[str, Scalar] | None]:
+        """All that this stage asks, in order, with its parameters where they are known before it is asked."""
+        if self.listed is None:
+            known = dict(enumerate(self.drawn))
+            return {(i, s): known.get(i) for i in range(self.stage.budget.trials) for s in self.seeds}
+        return {(key(c), s): c for c in self.candidates() for s in self.seeds}
+
+    @property
+    def planned(self) -> int:
+        return len(self.slots())
+
+    def current(self) -> list[FrozenTrial]:
+        """The trials that stand: not failed, and all that is planned of them is measured or being measured."""
+        asked = (t for t in self.trials() if t.state != TrialState.FAIL and "seed" in t.user_attrs)
+        return [t for t in asked if t.number not in self.stale]
+
+    def answered(self) -> dict[Slot, FrozenTrial]:
+        """The slots that are asked and not failed; the last trial of each."""
+        return {self.slot(t): t for t in self.current()}
+
+    def slot(self, t: FrozenTrial) -> Slot:
+        """A listed candidate goes by its values, since a revision may put others before it."""
+        return t.user_attrs.get("candidate") if self.listed is None else key(t.params), t.user_attrs.get("seed", -1)
+
+    def free(self) -> dict[Slot, dict[str, Scalar] | None]:
+        """What is still to be asked by this sweep."""
+        taken = self.answered()
+        return {s: c for s, c in self.slots().items() if s not in taken and s not in self.given_up}
 
     def ask(self) -> Ask | None:
-        """The next candidate, or None where all are asked."""
-        taken = self.answered()
-        free = next((s for s in self.slots if s not in taken and s not in self.given_up), None)
-        if free is None:
+        """The next candidate, or None where all are asked: until a trial that is out ends, or for good."""
+        slot, fixed = next(iter(self.free().items()), (None, None))
+        if slot is None:
             return None
-        candidate, seed = free
-        sibling = next((t for (c, _), t in taken.items() if c == candidate), None)
-        fixed = sibling.params if sibling else self.retried(free) or (self.candidates and self.candidates[candidate])
+        siblings = [t for t in self.trials() if "seed" in t.user_attrs and self.slot(t)[0] == slot[0]]
+        earlier = [t for t in siblings if self.slot(t) == slot]
+        if self.listed is not None:
+            self.distributions = listed_distributions(self.stage, self.candidates())
+        elif siblings:  # this slot as it was asked before, or its candidate at another seed
+            fixed = (earlier or siblings)[-1].params
         if fixed:
             self.study.enqueue_trial(dict(fixed))
         trial = self.study.ask(self.distributions)
-        trial.set_user_attr("candidate", candidate)
-        trial.set_user_attr("seed", seed)
+        if self.listed is None:
+            trial.set_user_attr("candidate", slot[0])
+        if earlier:
+            trial.set_user_attr("retry_of", earlier[-1].number)
+        trial.set_user_attr("seed", slot[1])
         self.asked[trial.number] = trial
-        return Ask(trial.number, dict(trial.params), seed)
-
-    def retried(self, place: tuple[int, int]) -> dict[str, Scalar] | None:
-        """The parameters of a failed ask of this slot: it is asked again as it was."""
-        failed = [t for t in self.trials() if t.state == TrialState.FAIL and self.slot(t) == place]
-        return failed[-1].params if failed else None
+        return Ask(trial.number, dict(trial.params), slot[1])
 
     def planned_as(self, number: int, trial: Trial) -> None:
         """Notes a trial's fingerprints and arithmetic, so that others can read the study without us."""
         mine = self.asked[number]
         mine.set_user_attr("runs", [r.fingerprint for r in trial.runs])
         mine.set_user_attr("trunk", trial.trunk.fingerprint)
-        mine.set_user_attr("D", trial.runs[-1].tokens)
+        mine.set_user_attr("D", trial.rung)
 
-    def report(self, number: int, record: Record) -> None:
-        """A reading of a living trial."""
-        if record.loss is not None:
-            self.asked[number].report(record.loss, record.D)
+    def report(self, number: int, rung: int, loss: float) -> None:
+        """A reading of a living trial: its loss at D = `rung`; said again, it is heard once."""
+        if (number, rung) not in self.reported and math.isfinite(loss):
+            self.reported.add((number, rung))
+            self.asked[number].report(loss, rung)
 
-    def tell(self, number: int, outcome: Outcome, loss: float | None = None) -> None:
-        """A trial's one final state: its last rung's loss; +inf with `diverged` where it diverged."""
+    def tell(
+        self, number: int, outcome: Outcome, loss: float | None = None, measured: Collection[str] | None = None
+    ) -> None:
+        """A trial's one final state: its last rung's loss; +inf with `diverged` where it diverged.
+
+        `measured`: the fingerprints of one that was stopped at an earlier rung; no more is asked of it.
+        """
+        if number in self.asked:
+            if outcome == "diverged":
+                self.asked[number].set_user_attr("diverged", True)
+            if measured is not None:
+                self.asked[number].set_user_attr("measured", sorted(measured))
         if outcome == "failed":
             self.given_up.add(self.slot(self.study.tell(number, state=TrialState.FAIL)))
-        elif outcome == "diverged":
-            self.asked[number].set_user_attr("diverged", True) if number in self.asked else None
-            self.study.tell(number, math.inf)
+        elif outcome == "pruned":
+            self.study.tell(number, state=TrialState.PRUNED)  # Optuna takes its last report for its value
         else:
-            assert loss is not None
-            self.study.tell(number, loss)
+            value = math.inf if outcome == "diverged" else loss
+            assert value is not None
+            self.study.tell(number, value)
         self.asked.pop(number, None)
 
-    def reconcile(self, record: Callable[[str], Record | None]) -> None:
-        """Settles what a dead driver left running: told from its records, else failed and asked again."""
+    def reconcile(self, runs: Runs, record: Callable[[str], Record | None]) -> None:
+        """Settles what a dead driver left, and finds what is no longer whole.
+
+        A trial left running is told from its records, else it has failed. A finished one of which a planned run has no
+        record (a revision added a rung, somebody deleted a record) is asked again. `runs`: what is planned of a trial.
+        """
         for t in self.trials():
-            if t.state not in (TrialState.RUNNING, TrialState.WAITING):
-                continue
             if t.state == TrialState.WAITING:  # never handed out; only what runs can be told
                 self.study.tell(self.study.ask(), state=TrialState.FAIL)
-                continue
-            found = [record(fp) for fp in t.user_attrs.get("runs", [])]
-            last = found[-1] if found and all(found) else None
-            if last is not None:
-                self.tell(t.number, last.status, last.loss)
-            else:
-                self.study.tell(t.number, state=TrialState.FAIL)
+            elif t.state == TrialState.RUNNING:
+                trial = runs(t.params, t.user_attrs["seed"]) if "runs" in t.user_attrs else None
+                found = {r.fingerprint: record(r.fingerprint) for r in trial.runs} if trial else {}
+                loss = losses(trial, {k: r for k, r in found.items() if r}).get(trial.rung) if trial else None
+                if loss is None or not all(found.values()):
+                    self.study.tell(t.number, state=TrialState.FAIL)
+                else:
+                    self.tell(t.number, "diverged" if loss == math.inf else "complete", loss)
+            elif t.state != TrialState.FAIL:
+                needed = t.user_attrs.get("measured")
+                needed = needed or [r.fingerprint for r in runs(t.params, t.user_attrs["seed"]).runs]
+                if any(record(fp) is None for fp in needed):
+                    self.stale.add(t.number)
+
+
+def loss_of(t: FrozenTrial) -> float | None:
+    """What a fan knows of a trial: a stopped one was no candidate for its minimum."""
+    if t.state == TrialState.RUNNING:
+        return None
+    return math.inf if t.state == TrialState.PRUNED else t.value
 
 
 def storage(folder: Path) -> optuna.storages.BaseStorage:
@@ -225,6 +302,8 @@ def states(folder: Path, stage: str) -> list[dict[str, Any]]:
             "runs": t.user_attrs.get("runs", []),
             "seed": t.user_attrs.get("seed"),
             "candidate": t.user_attrs.get("candidate"),
+            "measured": t.user_attrs.get("measured"),
+            "retry_of": t.user_attrs.get("retry_of"),
         }
         for t in found
     ]

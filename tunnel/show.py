@@ -69,7 +69,7 @@ def progress() -> Iterator[sweep.Watch]:
         def watch(live: sweep.Live) -> None:
             if live.stage not in tasks:
                 tasks[live.stage] = bars.add_task(live.stage, total=live.total, state="")
-            bars.update(tasks[live.stage], completed=min(live.now(), live.total), state=state(live))
+            bars.update(tasks[live.stage], total=live.total, completed=min(live.now(), live.total), state=state(live))
 
         yield watch
 
@@ -136,15 +136,33 @@ def status(s: dict[str, Any]) -> None:
     out.print(f"{s['readings']:,} readings from {t['trained']:,} tokens; from scratch: {t['from_scratch']:,}{share}")
     spent = f"{s['flops']:.3g} FLOPs in {duration(s['seconds'])} of training, {money(s['cost'], s['currency'])}"
     out.print(f"{spent}; ETA {duration(s['eta_seconds'])}")
+    forgetting(s.get("forgetting", []))
+
+
+def forgetting(rows: list[dict[str, Any]]) -> None:
+    """Where data joined: what each reading knows of the old and of the new."""
+    if not rows:
+        return
+    names = list(rows[-1]["slices"])
+    columns = ["stage", "shape", "lr", "D", *(f"loss on {n}" for n in names), f"{names[0]} before", "forgotten"]
+    shown = [
+        [r["stage"], r["shape"], r["lr"], r["D"], *(r["slices"].get(n) for n in names), r["before"], r["forgotten"]]
+        for r in rows
+    ]
+    table("Held-out loss since data joined, nats per token", columns, shown)
 
 
 def ladder(f: dict[str, Any]) -> None:
-    rows = [
-        [f"{m['width']}×{m['depth']}", m["N"], m["D"], m["lr"], m["loss"], m["low"], m["high"]] for m in f["minima"]
-    ]
-    table("Valley minima", ["shape", "N", "D", "lr*", "loss", "low", "high"], rows)
+    if "horizon" in f:
+        horizon(f["horizon"])
+    if "minima" not in f:
+        return
+    cell = ("N", "D", "lr", "lr_low", "lr_high", "loss", "low", "high")
+    rows = [[f"{m['width']}×{m['depth']}", *(m[k] for k in cell)] for m in f["minima"]]
+    table("Valley minima", ["shape", "N", "D", "lr*", "low", "high", "loss", "low", "high"], rows)
     d = f["lr_drift"]
-    out.print(f"lr* drifts {d['per_10x_N_octaves']:+.2f} octaves per 10× N and {d['per_10x_D_octaves']:+.2f} per 10× D")
+    moves = [f"{d[f'per_10x_{k}_octaves']:+.2f} per 10× {k}" for k in "NDB" if f"per_10x_{k}_octaves" in d]
+    out.print(f"lr* drifts in octaves by {', '.join(moves)}")
     for name, law in f["laws"].items():
         params = ", ".join(f"{k} {number(v)}" for k, v in law["params"].items())
         chosen = "  ← chosen by hold-out" if name == f["chosen"] else ""
@@ -152,6 +170,29 @@ def ladder(f: dict[str, Any]) -> None:
         out.print(f"{name}: {params}; {law['status']}; {missed}{chosen}")
     t = f["forecast"]
     out.print(f"target {t['target']}: {t['value']:.4f} nats per token, 90% interval {t['low']:.4f} to {t['high']:.4f}")
+
+
+def horizon(h: dict[str, Any]) -> None:
+    """How lr, batch and weight decay move with D: their best at each rung, and the signs in words."""
+    out.print(f"\nhorizon, stage {h['stage']}: {h['status']}, {h['runs']} runs, {h['n']} readings", style="bold")
+    if h["reason"]:
+        out.print(h["reason"])
+    names = [k for k in ("lr", "weight_decay", "tau", "batch_best") if any(k in row for row in h.get("best", []))]
+    rows = [
+        [row["N"], row["D"], row["batch_tokens"], *(between(row.get(k)) for k in names)] for row in h.get("best", [])
+    ]
+    if rows:
+        table("Best settings, with 90% intervals", ["N", "D", "at batch", *(f"{k}*" for k in names)], rows)
+    for line in h["words"]:
+        out.print(line)
+
+
+def between(known: dict[str, float] | None) -> str:
+    """
+    >>> between({"value": 0.0123, "low": 0.01, "high": 0.015})
+    '0.0123 (0.01 to 0.015)'
+    """
+    return "" if known is None else "{value:.3g} ({low:.3g} to {high:.3g})".format(**known)
 
 
 def fit(r: dict[str, Any]) -> None:
@@ -163,6 +204,32 @@ def fit(r: dict[str, Any]) -> None:
     table("Parameters, 90% by bootstrap", ["parameter", "value", "low", "high"], rows)
     for line in r.get("rejected") or []:
         out.print(f"rejected: {line}")
+
+
+def verdicts(found: dict[str, Any]) -> None:
+    """A table per setting and rule, then the coordinate check, the noise and where training breaks."""
+    columns = ["over", "verdict", "sizes", "seeds", "penalty %", "at most", "limit", "octaves per 10×", "low", "high"]
+    for name, own in found.items():
+        for rules, v in {own["rules"]: own, **own["compared"]}.items():
+            table(f"{name} under {rules}: {v['verdict']}", columns, [verdict_row(a, o) for a, o in v["over"].items()])
+            for line in [f"over {a}: {o['reason']}" for a, o in v["over"].items()] or [v["reason"]]:
+                out.print(line)
+            checked = v.get("coordinates")
+            if checked:
+                out.print(f"coordinate check: {checked['verdict']}; {checked['reason']}")
+            edge = v.get("lr_max")
+            if edge and edge["law"]:
+                out.print(f"lr_max ({edge['status']}): exp({edge['law']['a']:.3g} {edge['law']['b']:+.3g} log N)")
+    rows = [list(n.values()) for n in next(iter(found.values()))["noise"]]
+    columns = ["width", "depth", "D", "B", "noise %", "low", "high", "seeds", "effect wanted %", "seeds needed"]
+    table("Seed noise of the loss, one standard deviation", columns, rows)
+
+
+def verdict_row(axis: str, v: dict[str, Any]) -> list[Any]:
+    sizes = " ".join(number(m["at"], 6) for m in v["minima"])
+    seeds = min(m["seeds"] for m in v["minima"])
+    numbers = [v[k] for k in ("penalty_percent", "penalty_high", "limit_percent", "drift_octaves", "low", "high")]
+    return [axis, v["verdict"], sizes, seeds, *(None if x is None else round(x, 4) for x in numbers)]
 
 
 def recommendation(r: dict[str, Any]) -> None:
@@ -230,6 +297,46 @@ def trained(r: dict[str, Any]) -> None:
         else f"diverged at {r['diverged_at']:,} tokens"
     )
     out.print(f"{r['stage']}: {r['status']}, {loss}, {r['D']:,} tokens in {duration(r['seconds'])}")
+
+
+def extended(s: dict[str, Any]) -> None:
+    for name, rung in s["extended"].items():
+        out.print(f"stage {name}: a rung more, {number(rung)}")
+    status(s)
+
+
+def size(n: float) -> str:
+    """
+    >>> size(512), size(2_500_000), size(3e12)
+    ('512 bytes', '2.5 MB', '3.0 TB')
+    """
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}" if unit == "bytes" else f"{n:.1f} {unit}"
+        n /= 1000
+    return f"{n:.1f} TB"
+
+
+def prunable(p: dict[str, Any]) -> None:
+    rows = [[k["what"], k["count"], size(k["bytes"])] for k in p["kinds"].values()]
+    table(f"{p['folder']}: what nobody needs any more", ["what", "how many", "size"], rows)
+    kept = f"kept: {p['kept']['count']:,} checkpoints, {size(p['kept']['bytes'])}"
+    done = f"freed {size(p['bytes'])}" if p["freed"] else f"would free {size(p['bytes'])}; --yes frees it"
+    out.print(f"{done}; {kept}")
+
+
+def rerun(r: dict[str, Any]) -> None:
+    first = r["first_difference"]
+    if first is None:
+        out.print(f"run {r['run']}: equal bit for bit ({join(r['compared'])})", style="green")
+    else:
+        where = f"{first['tensor']} at " if first["tensor"] else ""
+        out.print(f"run {r['run']}: {r['differences']} differences, first in {first['what']}", style="red")
+        out.print(f"{where}{first['tokens']:,} tokens: recorded {first['recorded']}, again {first['again']}")
+    for name, (then, here) in r["other"].items():
+        out.print(f"note: {name} was {then}, is {here}", style="yellow")
+    for what in r["skipped"]:
+        out.print(f"not compared: {what}")
 
 
 def doctor(found: dict[str, Any]) -> None:

@@ -7,83 +7,58 @@ manifest holds its files' hashes. No pickle anywhere.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
+import logging
 import os
 import re
-import shutil
-import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from tunnel import data, lock
 from tunnel.errors import UserError
 from tunnel.families import Arrays
-from tunnel.run import Record
+from tunnel.files import (
+    SAVING,
+    append,
+    being_written,
+    chain,
+    damaged,
+    discard,
+    file_hash,
+    flush,
+    now,
+    read_json,
+    size,
+    whole,
+    write_json,
+    write_text,
+)
+from tunnel.lock import alive, other_driver
+from tunnel.run import Record, Stability
 
+__all__ = ["Store", "alive", "append", "chain", "now", "other_driver", "read_json", "write_json", "write_text"]
+log = logging.getLogger(__name__)
+CHECKPOINT = ("state.safetensors", "meta.json")  # what a manifest vouches for
 CURVE = ["tokens", "loss", "multiplier", "grad_norm"]
 
 
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Atomic: the old content or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def read_record(path: Path) -> Record:
+    """Raises UserError, naming the file, where it is no record: cut, overwritten, or of another version."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def read_json(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def append(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """Adds a line to a hash chain: each holds its own hash, and that of the line before. Returns it as written."""
-    known = chain(path)
-    entry = {**entry, "previous": known[-1]["hash"] if known else None}
-    entry = {**entry, "hash": line_hash(entry)}
-    text = path.read_text() if path.exists() else ""
-    write_text(path, text + json.dumps(entry, sort_keys=True, allow_nan=False) + "\n")
-    return entry
-
-
-def chain(path: Path) -> list[dict[str, Any]]:
-    """The entries of a hash chain; raises UserError where a line was changed."""
-    entries: list[dict[str, Any]] = []
-    for i, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        entry = json.loads(line)
-        before = entries[-1]["hash"] if entries else None
-        if entry.get("previous") != before or entry.get("hash") != line_hash(entry):
-            raise UserError("the hash chain is broken: this line or one before was changed", file=path, key=f"line {i}")
-        entries.append(entry)
-    return entries
-
-
-def line_hash(entry: dict[str, Any]) -> str:
-    """Of an entry without its own hash."""
-    text = json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+        found = Record.model_validate_json(path.read_bytes())
+    except ValueError as e:
+        cut = damaged(path)
+        more = "; `tunnel sweep` sets it aside and measures its run again" if cut else f" of this version: {e}"
+        raise UserError(f"is not a record{more}", file=path) from None
+    if found.fingerprint_of != path.stem:
+        raise UserError("holds another run's record", file=path, value=found.fingerprint_of)
+    return found
 
 
 class Store:
@@ -99,14 +74,14 @@ class Store:
 
     def record(self, fingerprint: str) -> Record | None:
         path = self.path("records", f"{fingerprint}.json")
-        return Record.model_validate_json(path.read_text()) if path.exists() else None
+        return read_record(path) if path.exists() else None
 
     def write_record(self, record: Record) -> None:
         write_text(self.path("records", f"{record.fingerprint_of}.json"), record.model_dump_json(indent=1) + "\n")
 
     def records(self) -> list[Record]:
         """All records, oldest first."""
-        found = [Record.model_validate_json(p.read_text()) for p in self.path("records").glob("*.json")]
+        found = [read_record(p) for p in self.path("records").glob("*.json")]
         return sorted(found, key=lambda r: (r.started, r.D))
 
     # trunks: checkpoints by tokens
@@ -114,62 +89,77 @@ class Store:
     def checkpoint(self, trunk: str, tokens: int) -> Path:
         return self.path("trunks", trunk, f"{tokens:015d}")
 
+    def checkpoints(self, trunk: str) -> list[Path]:
+        """A trunk's checkpoints, by tokens; the damaged ones too."""
+        return sorted(p for p in self.path("trunks", trunk).glob("*") if p.name.isdigit())
+
     def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
         from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         final = self.checkpoint(trunk, tokens)
-        if final.exists():
+        if intact(final):
             return
         final.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=".saving-"))
+        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{SAVING}{os.getpid()}-"))
         try:
             save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, temporary / "state.safetensors")
             (temporary / "meta.json").write_text(json.dumps(meta))
-            manifest = {name: file_hash(temporary / name) for name in ("state.safetensors", "meta.json")}
-            (temporary / "manifest.json").write_text(json.dumps(manifest))
-            for f in temporary.iterdir():
-                with open(f, "rb") as handle:
-                    os.fsync(handle.fileno())
-            os.rename(temporary, final)
+            (temporary / "manifest.json").write_text(json.dumps({n: file_hash(temporary / n) for n in CHECKPOINT}))
+            for path in (*temporary.iterdir(), temporary):
+                flush(path)
+            discard(final)  # a damaged one
+            try:
+                os.rename(temporary, final)
+            except OSError:  # another worker, cut off and back, was first: a trunk's state is one and the same
+                if not intact(final):
+                    raise
+            flush(final.parent)
         except SafetensorError as e:  # a full disk, in its words: "I/O error: ... (os error 28)"
             code = re.search(r"os error (\d+)", str(e))
             raise OSError(int(code[1]) if code else errno.EIO, str(e), str(final)) from None
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            discard(temporary)
 
     def load_state(self, trunk: str, up_to: int) -> tuple[Arrays, dict[str, Any]] | None:
         """The last whole checkpoint at `up_to` tokens or before; one whose hashes are wrong is passed over."""
-        from safetensors.numpy import load_file
-
-        folders = sorted((p for p in self.path("trunks", trunk).glob("[0-9]*") if int(p.name) <= up_to), reverse=True)
-        for folder in folders:
-            if intact(folder):
-                return load_file(folder / "state.safetensors"), json.loads((folder / "meta.json").read_text())
-            shutil.rmtree(folder, ignore_errors=True)  # it would be refused again, and its place is wanted
+        for folder in reversed([p for p in self.checkpoints(trunk) if int(p.name) <= up_to]):
+            state = self.peek(trunk, int(folder.name))
+            if state is not None:
+                return state
+            discard(folder)  # it would be refused again, and its place is wanted
         return None
 
+    def peek(self, trunk: str, tokens: int) -> tuple[Arrays, dict[str, Any]] | None:
+        """The checkpoint at `tokens`, for who only looks; None where there is none, or a damaged one."""
+        from safetensors.numpy import load_file
+
+        folder = self.checkpoint(trunk, tokens)
+        if not intact(folder):
+            return None
+        return load_file(folder / "state.safetensors"), json.loads((folder / "meta.json").read_text())
+
     def forget_state(self, trunk: str, tokens: int) -> None:
-        shutil.rmtree(self.checkpoint(trunk, tokens), ignore_errors=True)
+        discard(self.checkpoint(trunk, tokens))
 
     # curves
 
     def write_curve(self, name: str, rows: list[tuple[int, float, float, float]], after: int = 0) -> None:
-        """Rows (tokens, training loss, lr multiplier, gradient norm); those kept up to `after` tokens stay."""
+        """Rows (tokens, training loss, lr multiplier, gradient norm); those kept up to `after`, and beyond, stay."""
         curve = pd.DataFrame(rows, columns=CURVE)
         kept = self.curve(name)
-        if after and kept is not None:
-            curve = pd.concat([kept[kept.tokens <= after], curve[curve.tokens > after]], ignore_index=True)
-        path = self.path("curves", f"{name}.parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{name}.{os.getpid()}")
-        curve.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
+        if kept is not None and len(curve):
+            before, beyond = kept[kept.tokens <= after], kept[kept.tokens > curve.tokens.max()]
+            curve = pd.concat([before, curve[curve.tokens > after], beyond], ignore_index=True)
+        with whole(self.path("curves", f"{name}.parquet")) as temporary:
+            curve.to_parquet(temporary, index=False)
 
     def curve(self, name: str) -> pd.DataFrame | None:
-        """A trunk's or a run's curve by fingerprint."""
-        path = self.path("curves", f"{name}.parquet")
-        return pd.read_parquet(path) if path.exists() else None
+        """A trunk's or a run's curve by fingerprint; None where there is none that can be read."""
+        try:
+            return pd.read_parquet(self.path("curves", f"{name}.parquet"))
+        except (FileNotFoundError, ValueError, OSError):  # pyarrow's complaints are these two
+            return None
 
     # readings: derived from the records
 
@@ -180,71 +170,56 @@ class Store:
 
     def write_readings(self) -> pd.DataFrame:
         frame = self.readings()
-        path = self.path("readings.parquet")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        frame.to_parquet(temporary, index=False)
-        os.replace(temporary, path)
+        with whole(self.path("readings.parquet")) as temporary:
+            frame.to_parquet(temporary, index=False)
         return frame
 
-    # the lease: one driver per study
+    # one driver per study
+
+    def held(self) -> AbstractContextManager[None]:
+        """Holds the study for this process; raises UserError, naming host, pid and age, while another one does."""
+        return lock.held(self.path("driver.lock"))
 
     @contextmanager
     def driver(self) -> Iterator[None]:
-        """Holds the study for this process; raises UserError, naming host and pid, while another one lives."""
-        path = self.path("driver.lock")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
-        while True:
-            try:
-                with open(path, "x", encoding="utf-8") as f:
-                    json.dump(me, f)
-                break
-            except FileExistsError:
-                other = other_driver(path)
-                if other is not None and alive(other):
-                    raise UserError(
-                        f"another sweep holds this study: pid {other['pid']} on {other['host']} since {other['since']}",
-                        file=self.root,
-                    ) from None
-                path.unlink(missing_ok=True)
-        try:
+        """Holds the study, and tidies it."""
+        with self.held():
+            self.set_aside()
+            self.tidy()
             yield
-        finally:
-            path.unlink(missing_ok=True)
 
+    def take_over(self) -> None:
+        """Frees the study from a driver that is dead, wherever it ran; raises UserError where it lives."""
+        lock.free(self.path("driver.lock"))
 
-def other_driver(path: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(path)
-    except json.JSONDecodeError:
-        return None
+    def tidy(self) -> int:
+        """Removes what killed writers left unfinished; returns its bytes. Only for the one that holds the study."""
+        freed = 0
+        for left in self.unfinished():
+            freed += size(left)
+            discard(left)
+        return freed
 
+    def unfinished(self) -> list[Path]:
+        """Half-written files and checkpoints whose writer is dead."""
+        return [p for p in sorted(self.root.glob(f"**/{SAVING}*")) if not being_written(p)]
 
-def alive(driver: dict[str, Any]) -> bool:
-    """Whether the lock's process lives; one on another host is taken to."""
-    if driver["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(driver["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return driver["pid"] != os.getpid()
+    def set_aside(self) -> None:
+        """Moves records that no longer can be read out of the way, with a warning: their runs are measured again."""
+        for path in self.path("records").glob("*.json"):
+            if damaged(path):
+                aside = path.with_suffix(".unreadable")
+                os.replace(path, aside)
+                log.warning("%s cannot be read: kept as %s, and its run is measured again", path, aside.name)
 
 
 def intact(folder: Path) -> bool:
     """Whether a checkpoint's files are what its manifest says."""
     try:
-        manifest = read_json(folder / "manifest.json", {})
-    except ValueError:  # no JSON, or no text
+        manifest = read_json(folder / "manifest.json")
+        return manifest == {name: file_hash(folder / name) for name in CHECKPOINT}
+    except (ValueError, OSError):  # no JSON, no text, no file
         return False
-    return bool(manifest) and all((folder / n).exists() and file_hash(folder / n) == h for n, h in manifest.items())
-
-
-def file_hash(path: Path) -> str:
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 READING = [
@@ -274,12 +249,18 @@ READING = [
     "decay_start",
     "decay_shape",
     "min_ratio",
+    "half_life",
     "weight_decay",
     "beta2",
     "seed",
     "seq_len",
     "rules",
     "corpus_hash",
+    "attention_logit",
+    "log_partition",
+    "clip_rate",
+    "spikes",
+    "eps_ratio",
 ]
 
 
@@ -298,9 +279,11 @@ def flat(r: Record) -> dict[str, Any]:
         "decay_start": r.run.decay_start,
         "decay_shape": r.run.decay_shape,
         "min_ratio": r.run.min_ratio,
+        "half_life": r.run.half_life,
         "seed": trunk.seed,
         "seq_len": trunk.body.seq_len,
         "rules": trunk.rules,
-        "corpus_hash": trunk.source.corpus_hash,
+        "corpus_hash": data.identity(trunk.source),
     }
-    return {name: found[name] for name in READING}
+    edge = r.stability.model_dump() if r.stability is not None else {}
+    return {name: edge.get(name) if name in Stability.model_fields else found[name] for name in READING}

@@ -149,6 +149,7 @@ class Resources(Frozen):
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     backend: Literal["ray", "inline"] = "ray"  # inline: the same loop in this process
+    pack: int = Field(0, ge=0, le=256)  # trials of one shape that a worker trains as one batched model; 0: one by one
 
 
 class Price(Frozen):
@@ -400,7 +401,11 @@ def parse(text: str, file: str | Path, *, small: bool = False) -> Study:
 
 
 def changes(before: Study, after: Study) -> str:
-    """The first key in which a revision does more than add trials, seeds, shapes or stages, or ""."""
+    """The first key in which a revision does more than add, or "".
+
+    It may add trials, seeds, shapes, stages, targets, learning rates, batches, decays, rungs above the shortest, and
+    data that joins later.
+    """
     return first_change(before.model_dump(mode="json"), after.model_dump(mode="json"), "")
 
 
@@ -410,16 +415,23 @@ def first_change(a: Any, b: Any, key: str) -> str:
         return next((f for f in found if f), "")
     last = key.rsplit(".", 1)[-1]
     if last in GROWS and isinstance(a, list) and isinstance(b, list):
+        a = a or IMPLIED.get(last, []) if b else a
         if last in ("stage", "target") and len(b) >= len(a):
             pairs = zip(a, b, strict=False)
             return next((f for x, y in pairs if (f := first_change(x, y, f"{key}.{x['name']}"))), "")
+        if last == "then":  # each joins what was there before it
+            return "" if b[: len(a)] == a else key
+        if last in RUNGS and a and b and min(b) < min(a):  # a warmup may be a fraction of the shortest
+            return key
         return "" if all(x in b for x in a) else key
     if last == "trials" and isinstance(a, int) and isinstance(b, int):
         return "" if b >= a else key
     return "" if a == b else key
 
 
-GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan"}
+RUNGS = {"tokens", "tokens_per_param"}
+GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan", "decays", "then"} | RUNGS
+IMPLIED: dict[str, list[Any]] = {"fan": [1.0], "decays": [Decay().model_dump()]}  # what an empty list stands for
 
 
 def refuse_secrets(table: object, file: object, key: str = "") -> None:

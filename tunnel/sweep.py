@@ -2,73 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunnel import backends, families, plan, store, study, tuned
+from tunnel import backends, families, halving, plan, store, study, tuned
 from tunnel.errors import Stopped, UserError, about
 from tunnel.forks import Event, Progress
+from tunnel.halving import Halving
 from tunnel.run import Record, Trial
-from tunnel.sampler import Asker, states
+from tunnel.sampler import Asker, Outcome, key
 from tunnel.space import Scalar
+from tunnel.status import Live, Watch, status
 from tunnel.store import Store
 from tunnel.study import Stage, Study
 
 RUNS = Path("runs")  # where studies' folders lie, unless --out says otherwise
-PACE_KNOWN = 0.02  # of a stage: before it, the start of the workers is most of the time  *assumed*
-STATES = ("complete", "pruned", "diverged", "failed", "running")
-
-
-@dataclass
-class Live:
-    """What the driver knows of a stage in progress; shown, and written to progress.json for others to read."""
-
-    stage: str
-    planned: int  # trials
-    total: float  # FLOPs planned
-    done: float = 0.0  # FLOPs of this stage that are trained or reused
-    reused: float = 0.0  # those that an earlier sweep trained
-    finished: int = 0
-    diverged: int = 0
-    failed: int = 0
-    best: float | None = None
-    running: dict[int, dict[str, Any]] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
-
-    def begin(self, number: int, trial: Trial, flops_per_token: float) -> None:
-        what = {"what": str(trial.trunk), "phase": "trunk", "tokens": 0, "of": trial.trained, "loss": None}
-        self.running[number] = {**what, "flops_per_token": flops_per_token}
-
-    def now(self) -> float:
-        """FLOPs trained, the running trials' included."""
-        return self.done + sum(r["tokens"] * r["flops_per_token"] for r in self.running.values())
-
-    def left(self) -> float | None:
-        """Seconds left of this stage at this sweep's pace; None before there is one."""
-        trained = self.now() - self.reused
-        if trained < PACE_KNOWN * self.total:
-            return None
-        return (time.monotonic() - self.started) * max(self.total - self.now(), 0.0) / trained
-
-    def snapshot(self) -> dict[str, Any]:
-        """progress.json: what other readers of the folder may know while the sweep runs."""
-        return {
-            "stage": self.stage,
-            "when": store.now(),
-            "planned": self.planned,
-            "finished": self.finished,
-            "best": self.best,
-            "flops": {"planned": self.total, "done": self.now()},
-            "seconds": time.monotonic() - self.started,
-            "eta_seconds": self.left(),
-            "running": {str(n): r for n, r in self.running.items()},
-        }
-
-
-Watch = Callable[[Live], None]
 
 
 def located(where: str | Path, out: str | Path | None = None, *, small: bool = False) -> tuple[Study, Store]:
@@ -91,7 +43,21 @@ def located(where: str | Path, out: str | Path | None = None, *, small: bool = F
             raise UserError(
                 f"differs from what {root} asked, and a revision may only add; try --out", file=path, key=changed
             )
+        require_new(before, asked, Store(root))
     return asked, Store(root)
+
+
+def require_new(before: Study, asked: Study, keep: Store) -> None:
+    """Raises UserError where data would join earlier than readings that were trained without it."""
+    added = asked.data.then[len(before.data.then) :]
+    longest = max((r.D for r in keep.records() if not r.stage.startswith("target:")), default=0) if added else 0
+    if added and added[0].at < longest:
+        raise UserError(
+            f"joins before the longest reading, which was trained without it: from {longest} on, or try --out",
+            file=keep.root,
+            key="data.then.from",
+            value=added[0].at,
+        )
 
 
 def opened(where: str | Path, out: str | Path | None = None, *, small: bool = False) -> tuple[Study, Store]:
@@ -109,13 +75,23 @@ def frozen(root: Path) -> tuple[Study, Store]:
     path = root / "study.toml"
     if not path.exists():
         raise UserError("is no study's folder: it has no study.toml", file=root)
-    scale = store.read_json(root / "study.resolved.json", {}).get("scale")
-    return study.parse(study.read_text(path), path, small=scale == "small"), Store(root)
+    keep = Store(root)
+    return study.parse(study.read_text(path), path, small=is_small(keep)), keep
+
+
+def is_small(keep: Store) -> bool:
+    """Whether the folder was made with --scale small."""
+    return store.read_json(keep.path("study.resolved.json"), {}).get("scale") == "small"
 
 
 def freeze(where: str | Path, asked: Study, keep: Store, *, small: bool = False) -> None:
     """Keeps the question in the folder: the first time as it is, later additions as numbered revisions."""
-    path, text = keep.path("study.toml"), study.read_text(Path(where))
+    revise(study.read_text(Path(where)), keep, small=small)
+
+
+def revise(text: str, keep: Store, *, small: bool = False) -> None:
+    """Keeps a question's text, and the one before as a numbered revision."""
+    path = keep.path("study.toml")
     if path.exists():
         before = path.read_text(encoding="utf-8")
         if before == text:
@@ -150,8 +126,10 @@ def sweep(
         for stage in asked.stage:
             handed = hand_on(asked, stage, keep)
             queue = StageQueue(asked, stage, handed, keep, identity, watch)
-            if queue.asker.planned > queue.live.finished:
-                backends.run(queue, work, asked.resources, address=address, max_concurrent=max_concurrent)
+            if queue.asker.free():
+                most = 1 if stage.halving else asked.resources.pack  # what may be stopped is handed out by itself
+                packed = replace(work, pack=min(most, asked.resources.pack))
+                backends.run(queue, packed, asked.resources, address=address, max_concurrent=max_concurrent)
             queue.show(force=True)
             if queue.live.failed:
                 raise Stopped(
@@ -179,7 +157,7 @@ def hand_on(asked: Study, stage: Stage, keep: Store) -> dict[str, Scalar]:
 
 
 class StageQueue:
-    """One stage as a backend's queue: asks through Optuna, plans, tells."""
+    """One stage as a backend's queue: asks through Optuna, plans, judges, tells."""
 
     def __init__(
         self,
@@ -193,53 +171,80 @@ class StageQueue:
         self.study, self.stage, self.keep, self.identity, self.watch = asked, stage, keep, identity, watch
         self.base = plan.values_of(asked, stage, handed)
         self.family, self.body = families.load(asked.family), plan.body_of(asked)
-        listed = plan.candidates(asked, stage, handed)
-        self.asker = Asker(keep.root, stage, listed, asked.seed)
-        self.asker.reconcile(keep.record)
-        priced = plan.sample_trials(asked, stage, handed)
-        per_trial = sum(self.flops(t) for t in priced) / len(priced)
-        self.live = Live(stage.name, self.asker.planned, per_trial * self.asker.planned)
-        for t in self.asker.answered().values():
-            self.finish(t.value, t.user_attrs.get("diverged", False), per_trial)
-        self.live.reused = self.live.done
+        self.middle = plan.sample_trials(asked, stage, handed)[0]
+        self.planned: dict[Any, Trial] = {}
+        self.halving = Halving(stage.halving)
         self.running: dict[int, Trial] = {}
-        self.records: dict[int, list[Record]] = {}
-        self.shown = 0.0
+        self.records: dict[int, dict[str, Record]] = {}  # of the running trials, by fingerprint
+        self.asker = Asker(keep.root, stage, plan.candidates(asked, stage, handed), asked.seed)
+        self.asker.reconcile(self.trial, keep.record)
+        self.live, self.shown = Live(stage.name), 0.0
+        slots = self.asker.slots()
+        for t in (t for slot, t in self.asker.answered().items() if slot in slots):
+            trial = self.trial(t.params, t.user_attrs["seed"])
+            records = self.measured(trial)
+            self.halving.add(trial, records)
+            loss = t.value if trial.rung in halving.losses(trial, records) else None
+            self.live.finish(loss, t.user_attrs.get("diverged", False), self.flops(trial, records))
+        self.live.reused = self.live.done
+        self.recount()
+
+    def trial(self, params: Mapping[str, Scalar], seed: int) -> Trial:
+        """A candidate at a seed as it is planned, whatever its number."""
+        asked = (key(params), seed)
+        if asked not in self.planned:
+            values = {**self.base, **params}
+            self.planned[asked] = plan.trial(self.study, self.stage, values, seed=seed, corpus_hash=self.identity)
+        return self.planned[asked]
+
+    def measured(self, trial: Trial) -> dict[str, Record]:
+        found = {r.fingerprint: self.keep.record(r.fingerprint) for r in trial.runs}
+        return {fp: record for fp, record in found.items() if record is not None}
 
     def per_token(self, trial: Trial) -> float:
         return self.family.flops_per_token(trial.trunk.shape, self.body)
 
-    def flops(self, trial: Trial) -> float:
-        return self.per_token(trial) * trial.trained
+    def flops(self, trial: Trial, records: halving.Records | None = None) -> float:
+        """A whole trial's, or those of what is measured of it."""
+        return self.per_token(trial) * (trial.trained if records is None else trained(trial, records))
+
+    def recount(self) -> None:
+        """What the stage is known to take by now: stopped trials took less, and fans may have widened."""
+        listed = self.stage.kind != "search"  # all over a search's space a trial costs the same
+        running = sum(self.flops(t) for t in self.running.values())
+        free = [self.trial(c, s) if c and listed else self.middle for (_, s), c in self.asker.free().items()]
+        self.live.planned = self.asker.planned
+        self.live.total = self.live.done + running + sum(self.flops(t) for t in free)
 
     def next(self) -> Trial | None:
         ask = self.asker.ask()
         if ask is None:
             return None
-        trial = plan.trial(
-            self.study,
-            self.stage,
-            {**self.base, **ask.params},
-            seed=ask.seed,
-            number=ask.number,
-            corpus_hash=self.identity,
-        )
+        trial = self.trial(ask.params, ask.seed).model_copy(update={"number": ask.number})
         self.asker.planned_as(ask.number, trial)
-        self.running[ask.number], self.records[ask.number] = trial, []
-        self.live.begin(ask.number, trial, self.per_token(trial))
+        self.running[ask.number], self.records[ask.number] = trial, self.measured(trial)
+        before = trained(trial, self.records[ask.number])
+        self.live.begin(ask.number, trial, self.per_token(trial), before)
+        self.recount()
         self.show()
         return trial
 
-    def event(self, number: int, event: Event) -> None:
-        shown, records = self.live.running[number], self.records[number]
-        behind = sum(r.run.decay_tokens for r in records)
+    def left(self) -> int:
+        return len(self.asker.free())
+
+    def event(self, number: int, event: Event) -> bool:
+        shown, trial, records = self.live.running[number], self.running[number], self.records[number]
         if isinstance(event, Progress):
-            shown |= {"phase": event.phase, "loss": event.loss, "tokens": behind + event.tokens}
+            decays = sum(r.run.decay_tokens for r in records.values())
+            shown |= {"phase": event.phase, "loss": event.loss, "tokens": decays + event.tokens}
         else:
-            records.append(event)
-            self.asker.report(number, event)
-            shown |= {"loss": event.loss, "tokens": behind + event.run.tokens}
+            records[event.fingerprint_of] = event
+            shown |= {"loss": event.loss, "tokens": trained(trial, records)}
+            self.halving.add(trial, records)
+            for rung, loss in halving.losses(trial, records).items():
+                self.asker.report(number, rung, loss)
         self.show()
+        return isinstance(event, Progress) or self.halving.goes_on(trial, records)
 
     def ended(self, number: int, error: str | None) -> None:
         trial, records = self.running.pop(number), self.records.pop(number)
@@ -248,17 +253,14 @@ class StageQueue:
             self.asker.tell(number, "failed")
             self.live.failed += 1
             return
-        last = records[-1]
-        self.asker.tell(number, last.status, last.loss)
-        self.finish(last.loss, last.status == "diverged", self.flops(trial))
+        losses = halving.losses(trial, records)
+        last = losses.get(trial.rung)  # None where it was stopped before
+        diverged = losses[max(losses)] == math.inf
+        outcome: Outcome = "diverged" if diverged else "pruned" if last is None else "complete"
+        self.asker.tell(number, outcome, last, measured=records if last is None else None)
+        self.live.finish(last, diverged, self.flops(trial, records))
+        self.recount()
         self.show()
-
-    def finish(self, loss: float | None, diverged: bool, flops: float) -> None:
-        live = self.live
-        live.finished, live.done = live.finished + 1, live.done + flops
-        live.diverged += diverged
-        if loss is not None and not diverged:
-            live.best = loss if live.best is None else min(live.best, loss)
 
     def show(self, force: bool = False) -> None:
         """Tells the watcher, and the folder's readers once a second."""
@@ -270,62 +272,7 @@ class StageQueue:
             store.write_json(self.keep.path("progress.json"), self.live.snapshot())
 
 
-def status(asked: Study, keep: Store) -> dict[str, Any]:
-    """Counts by state, readings, tokens and FLOPs spent and saved, cost and ETA of a folder."""
-    planned = sum(plan.trials_planned(s) for s in asked.stage)
-    stages = {s.name: states(keep.root, s.name) for s in asked.stage}
-    trials = {"planned": planned, **{state: 0 for state in STATES}}
-    for found in stages.values():
-        for t in latest(found):
-            trials[t["state"]] += 1
-    readings = keep.readings()
-    proxies = readings[~readings.stage.str.startswith("target:")] if len(readings) else readings
-    progress = store.read_json(keep.path("progress.json"))
-    expected = plan.plan(asked)
-    done = sum(trials[s] for s in ("complete", "pruned", "diverged"))
-    seconds = float(proxies.seconds.sum()) if len(proxies) else 0.0
-    return {
-        "question": asked.question,
-        "folder": str(keep.root),
-        "state": "complete" if done >= planned else "running" if progress else "stopped" if done else "not started",
-        "trials": trials,
-        "stages": {
-            name: {
-                "planned": plan.trials_planned(asked.stage_named(name)),
-                "done": sum(t["state"] != "running" for t in latest(f)),
-            }
-            for name, f in stages.items()
-        },
-        "readings": int((proxies.status == "complete").sum()) if len(proxies) else 0,
-        "tokens": {
-            "trained": int(proxies.tokens_trained.sum()) if len(proxies) else 0,
-            "from_scratch": int(proxies.D.sum()) if len(proxies) else 0,
-        },
-        "flops": spent(proxies),
-        "flops_planned": expected["flops"],
-        "seconds": seconds,
-        "cost": seconds / 3600 * asked.price.per_hour,
-        "currency": asked.price.currency,
-        "eta_seconds": eta(spent(proxies), expected["flops"], seconds, asked, progress) if done < planned else 0.0,
-        "progress": progress,
-    }
-
-
-def latest(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each asked slot once, by its last trial: a failed ask that was asked again does not count twice.
-
-    By its values too, since a revision moves candidates; an ask that died before it had a seed was never handed out.
-    """
-    asked = [t for t in found if t["seed"] is not None]
-    return list({(t["candidate"], t["seed"], *sorted(t["params"].items())): t for t in asked}.values())
-
-
-def spent(readings: Any) -> float:
-    """Full-count FLOPs that were really trained: shared trunks once."""
-    return float((readings.flops / readings.D * readings.tokens_trained).sum()) if len(readings) else 0.0
-
-
-def eta(done: float, planned: float, seconds: float, asked: Study, progress: dict[str, Any] | None) -> float:
-    """Seconds left at the measured pace (the price's pace before there is one), with the trials that run now."""
-    pace = done / seconds if seconds else asked.price.flops_per_second * asked.price.mfu
-    return max(planned - done, 0.0) / pace / max(len((progress or {}).get("running", {})), 1)
+def trained(trial: Trial, records: halving.Records) -> int:
+    """Tokens that the measured part of a trial took."""
+    runs = tuple(r for r in trial.runs if r.fingerprint in records)
+    return trial.model_copy(update={"runs": runs}).trained if runs else 0

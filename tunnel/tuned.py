@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tunnel import valley
-from tunnel.space import SHAPE, Range, Scalar
+from tunnel import store, valley
+from tunnel.space import SHAPE, Choice, Range, Scalar
+from tunnel.store import Store
 from tunnel.study import Stage
+
+WAY = ("decay", "decay_shape", "half_life")  # what decays off one trunk may differ in
+WAYS = (*WAY, "min_ratio", "weight_decay", "beta2", "warmup")  # and what lists in a stage's space may vary
+CELL = (*SHAPE, "D", "batch_tokens")  # readings that are compared
 
 
 @dataclass(frozen=True)
@@ -35,33 +42,164 @@ def of_stage(readings: pd.DataFrame, stage: str) -> pd.DataFrame:
     return readings[(readings.stage == stage) & (readings.status == "complete")]
 
 
-def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
-    """The settings a search hands on: all it searched except shape, from the valley's fitted minimum."""
-    found = of_stage(readings, stage.name)
-    axes = {k: a for k, a in stage.axes.items() if k not in SHAPE}
-    if not len(found) or not axes:
+def handed_on(keep: Store, stage: Stage) -> dict[str, Scalar]:
+    """What earlier stages handed to this one; empty where it has not started."""
+    stages = store.read_json(keep.path("study.resolved.json"), {}).get("stages", {})
+    return dict(stages.get(stage.name, {}).get("handed_on", {}))
+
+
+def last_rung(found: pd.DataFrame) -> pd.DataFrame:
+    """Each shape's readings at its longest D; two batches round one rung to lengths half of each apart."""
+    if not len(found):
+        return found
+    by = found.groupby(list(SHAPE))
+    apart = (found.batch_tokens + by.batch_tokens.transform("max")) / 2
+    return found[by.D.transform("max") - found.D < apart]
+
+
+def best_ways(found: pd.DataFrame, besides: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Of every shape, rung and batch the readings of its best way to train, over all lrs; ways are compared at equal D.
+
+    `besides`: what is no part of a way, but of the cell.
+    """
+    named = [k for k in WAYS if k not in besides]
+    kept = [best_way(cell, named)[1] for _, cell in found.groupby([*CELL, *besides], sort=False)]
+    return found.loc[np.concatenate([rows.index.to_numpy() for rows in kept])].sort_index()
+
+
+def best_way(cell: pd.DataFrame, named: Sequence[str]) -> tuple[float, pd.DataFrame]:
+    """The log loss and the readings of a cell's best way, each at its own best lr."""
+    ways = [rows for _, rows in cell.groupby(list(named), sort=False)]
+    lows = [own_low(rows) for rows in ways] if len(ways) > 1 else [0.0]
+    best = int(np.argmin(lows))
+    return lows[best], ways[best]
+
+
+def own_low(rows: pd.DataFrame) -> float:
+    """The log loss at a fan's own minimum where that lies inside it; else at its best reading."""
+    by_lr = rows.groupby("lr").loss.mean()
+    log_lr, low = np.log(by_lr.index.to_numpy(float)), np.log(by_lr.to_numpy(float))
+    dip = valley.parabola(log_lr, low)
+    inside = dip is not None and log_lr.min() <= dip[0] <= log_lr.max()
+    return dip[1] if dip is not None and inside else float(low.min())
+
+
+def settled(found: pd.DataFrame, stage: Stage) -> dict[str, Setting]:
+    """What several ways on a ladder say is best at its shapes' last rungs, over all of them; empty where it has one.
+
+    A decay's length is compared as it was asked, since it is rounded to whole batches.
+    """
+    last = last_rung(found)
+    asked = [d.decay for d in stage.decays if d.decay is not None]
+    if asked:
+        near = np.abs(np.log(last.decay.to_numpy(float)[:, None] / np.array(asked))).argmin(axis=1)
+        last = last.assign(decay=np.array(asked)[near])
+    several = [k for k in WAYS if last[k].nunique() > 1 and (k in stage.axes or k in WAY)]
+    if not several:
         return {}
-    numeric = {k: a for k, a in axes.items() if isinstance(a, Range)}
-    frame = searched(found)
-    winner = frame.iloc[int(frame.loss.to_numpy(float).argmin())]
-    shapes = [k for k in SHAPE if k in stage.axes]
-    bowl = valley.bowl(
-        {k: np.log(frame[k].to_numpy(float)) for k in [*numeric, *shapes]}, np.log(frame.loss.to_numpy(float))
-    )
+    lows = {k: own_low(rows) for k, rows in last.groupby([*SHAPE, *several], sort=False)}
+    least = {k[:2]: min(v for o, v in lows.items() if o[:2] == k[:2]) for k in lows}
+    above: dict[tuple[Any, ...], list[float]] = {}
+    for k, low in lows.items():
+        above.setdefault(k[2:], []).append(low - least[k[:2]])
+    ranked = sorted((float(np.mean(v)), k) for k, v in above.items())
+    ahead = f"; the next is {100 * math.expm1(ranked[1][0] - ranked[0][0]):.2g}% behind"
+    where = f"best of {len(ranked)} ways over the shapes of stage {stage.name}, at their last rungs{ahead}"
+    behind = tuple(last.fingerprint)
+    return {k: Setting(plain(v), None, None, where, "", behind) for k, v in zip(several, ranked[0][1], strict=True)}
+
+
+def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
+    """The settings a stage hands on: all it searched except shape, from the valley's fitted minimum.
+
+    Only the last rung counts, and of a list of shapes the largest. Values without an order are compared each at its own
+    best; the numbers are then those of the best one, where it has readings enough, else of all.
+    """
+    frame = searched(last_rung(of_stage(readings, stage.name)))
+    if stage.kind != "search":
+        frame = frame[frame.N.max() == frame.N] if len(frame) else frame
+    numeric, kinds = axes_of(stage, frame)
+    if not len(frame) or not (numeric or kinds):
+        return {}
     settings: dict[str, Setting] = {}
-    for name, axis in axes.items():
-        if name not in numeric:
-            behind = (str(winner.fingerprint),)
-            settings[name] = Setting(winner[name], None, None, f"best trial, stage {stage.name}", readings=behind)
-            continue
-        assert isinstance(axis, Range)
-        settings[name] = from_bowl(name, axis, bowl.get(name), float(winner[name]), frame, stage)
+    shapes = [k for k in SHAPE if k in stage.axes]
+    for names in kinds:
+        found, rows = chosen(frame, names, [*numeric, *shapes], stage)
+        settings |= found
+        frame = rows if len(rows) >= needed(numeric, shapes) else frame
+    bowl = bowl_of(frame, [*numeric, *shapes])
+    winner = frame.iloc[int(frame.loss.to_numpy(float).argmin())]
+    for name, axis in numeric.items():
+        dip = bowl.dips.get(name) if bowl else None
+        settings[name] = from_bowl(name, axis, dip, float(winner[name]), frame, stage)
     return settings
+
+
+def axes_of(stage: Stage, frame: pd.DataFrame) -> tuple[dict[str, Range], list[tuple[str, ...]]]:
+    """What a stage tried: ranges, also of what its fan and decays list; and groups of values that have no order."""
+    axes = {k: a for k, a in stage.axes.items() if k not in SHAPE}
+    numeric = {k: a for k, a in axes.items() if isinstance(a, Range)}
+    kinds: list[tuple[str, ...]] = [(k,) for k, a in axes.items() if isinstance(a, Choice)]
+    several = [k for k in WAY if len({getattr(d, k) for d in stage.decays}) > 1]
+    shaped = tuple(k for k in several if k != "decay")
+    kinds += [shaped] if shaped else []
+    kinds += [("batch_tokens",)] if len(stage.batches) > 1 else []  # only what was listed is whole sequences
+    spread = [*(["decay"] if "decay" in several else []), *(["lr"] if len(stage.fan) > 1 else [])]
+    numeric |= {k: Range(float(frame[k].min()), float(frame[k].max()), True) for k in spread if len(frame)}
+    return numeric, kinds
+
+
+def needed(numeric: dict[str, Range], shapes: list[str]) -> int:
+    """Readings that a bowl takes."""
+    return 2 * (len(numeric) + len(shapes)) + 2
+
+
+def bowl_of(frame: pd.DataFrame, names: Sequence[str]) -> valley.Bowl | None:
+    """The valley over some settings; decays of one trunk are drawn together, and trade with its lr."""
+    logs = {k: np.log(frame[k].to_numpy(float)) for k in names if bool((frame[k] > 0).all())}
+    loss = np.log(frame.loss.to_numpy(float))
+    forks = frame.run.duplicated().any()
+    run, pair = (frame.run.to_numpy(str), ("lr", "decay")) if forks else (None, None)
+    return valley.basin(logs, loss, run, pair)
+
+
+def chosen(
+    frame: pd.DataFrame, names: tuple[str, ...], others: Sequence[str], stage: Stage
+) -> tuple[dict[str, Setting], pd.DataFrame]:
+    """The best of values that have no order, each at its own best, and its readings."""
+    ways: dict[Any, pd.DataFrame] = dict(list(frame.groupby(list(names), sort=False)))
+    lows = {w: own_best(rows, others) for w, rows in ways.items()}
+    first, *rest = sorted(lows, key=lambda w: lows[w][0])
+    rows = ways[first]
+    behind = (str(rows.iloc[int(rows.loss.to_numpy(float).argmin())].fingerprint),)
+    where, caution = f"best of {len(ways)}, each at its own best, stage {stage.name}", ""
+    if rest:
+        ahead = 100 * math.expm1(lows[rest[0]][0] - lows[first][0])
+        where += f"; {', '.join(map(str, rest[0]))} is {ahead:.2g}% behind"
+        if lows[rest[0]][0] - lows[first][0] < lows[first][1]:
+            caution = f"{' and '.join(names)}: the second best lies within the noise; more seeds would tell them apart"
+    found = {}
+    for name, value in zip(names, first, strict=True):
+        found[name] = Setting(plain(value), None, None, where, caution if name == names[0] else "", behind)
+    return found, rows
+
+
+def plain(value: Any) -> Scalar:
+    """A value of a table as Python's own."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def own_best(rows: pd.DataFrame, others: Sequence[str]) -> tuple[float, float]:
+    """The log loss at the best of all other settings, and the noise about it (0 where it is not known)."""
+    bowl = bowl_of(rows, others)
+    if bowl is None or not all(d.curved for d in bowl.dips.values()):
+        return math.log(float(rows.loss.min())), 0.0
+    return bowl.low, bowl.noise
 
 
 def searched(found: pd.DataFrame) -> pd.DataFrame:
     """The readings with warmup as it was asked: a logarithm needs it above 0."""
-    return found.assign(warmup=found.warmup.clip(lower=1.0))
+    return found.assign(warmup=found.warmup.clip(lower=1.0)) if len(found) else found
 
 
 def from_bowl(
@@ -70,17 +208,32 @@ def from_bowl(
     """The fitted minimum where there is one inside what was tried; else the best trial's value, with a caution."""
     low, high = float(frame[name].min()), float(frame[name].max())
     behind = tuple(frame.fingerprint)
-    where = f"stage {stage.name}, {len(frame)} trials"
-    if dip is not None and dip.curved and np.log(low) <= dip.at <= np.log(high):
+    where = f"stage {stage.name}, {len(frame)} {'trials' if frame.run.is_unique else 'readings'}"
+    if dip is not None and dip.curved and math.log(low) <= dip.at <= math.log(high):
         least, most = np.clip(np.exp([dip.low, dip.high]), low, high).tolist()
-        return Setting(float(np.exp(dip.at)), least, most, f"valley's fitted minimum, {where}", "", behind)
+        value = on_grid(axis, math.exp(dip.at))
+        return Setting(value, least, most, f"valley's fitted minimum, {where}", "", behind)
     edge = dip is not None and dip.curved
     why = (
         "its fitted minimum lies outside the range: widen it"
         if edge
         else "no curvature along it: add trials or widen the range"
     )
-    return Setting(winner, low, high, f"best trial (low and high: the range tried), {where}", f"{name}: {why}", behind)
+    return Setting(
+        on_grid(axis, winner),
+        low,
+        high,
+        f"best trial (low and high: the range tried), {where}",
+        f"{name}: {why}",
+        behind,
+    )
+
+
+def on_grid(axis: Range, value: float) -> Scalar:
+    """A value that a run can have: the nearest of a range that has steps."""
+    if axis.step is None:
+        return value
+    return int(axis.low + round((value - axis.low) / axis.step) * axis.step)
 
 
 def aspect(stage: Stage, readings: pd.DataFrame) -> Setting | None:
@@ -91,7 +244,8 @@ def aspect(stage: Stage, readings: pd.DataFrame) -> Setting | None:
         return None
     frame = searched(found).assign(aspect=lambda f: f.width / f.depth)
     names = ["aspect", *(k for k in axes if k not in SHAPE)]
-    bowl = valley.bowl({k: np.log(frame[k].to_numpy(float)) for k in names}, np.log(frame.loss.to_numpy(float)))
+    bowl = bowl_of(frame, names)
     winner = float(frame.aspect.iloc[int(frame.loss.to_numpy(float).argmin())])
     low, high = float(frame.aspect.min()), float(frame.aspect.max())
-    return from_bowl("aspect", Range(low, high, True), bowl.get("aspect"), winner, frame, stage)
+    dip = bowl.dips.get("aspect") if bowl else None
+    return from_bowl("aspect", Range(low, high, True), dip, winner, frame, stage)

@@ -37,6 +37,12 @@ def table(fit: dict[str, Any]) -> pd.DataFrame:
 
 def page(seen: load.Opened) -> None:
     fit = seen.fit
+    if fit is None and seen.asked is not None and ladder_of(seen) is None:
+        show.nothing(
+            "There is no law of this study's losses",
+            "It has no stage of kind ladder; what its stages say of each setting is on the page Transfer.",
+        )
+        return
     if fit is None:
         n = len(seen.complete[seen.complete.stage == ladder]) if (ladder := ladder_of(seen)) else 0
         show.nothing(

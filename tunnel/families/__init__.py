@@ -34,6 +34,9 @@ class Grown(Protocol):
     def evaluate(self) -> float:
         """Held-out loss in nats per token."""
 
+    def slices(self) -> dict[str, float]:
+        """Held-out loss by corpus, where data joined the first."""
+
     def stability(self) -> Stability | None:
         """How near the run came to the edge; None for a body that has none."""
 

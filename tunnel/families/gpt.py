@@ -75,4 +75,4 @@ def grown(trunk: TrunkSpec, corpus: Corpus | None) -> Grown:
     assert corpus is not None
     config = GraniteConfig(**config_dict(trunk.shape, trunk.body, trunk.rules, trunk.settings.dropout))
     config._attn_implementation = "sdpa"
-    return Trained(lambda: GraniteForCausalLM(config), ROLES, trunk, corpus)
+    return Trained(lambda: GraniteForCausalLM(config), ROLES, trunk, corpus.of(trunk.source))

@@ -81,6 +81,9 @@ class Synthetic:
         noise = np.random.default_rng(int.from_bytes(key[:8], "big")).normal()
         return self.surface() * (1 + TRUTH.noise * noise)
 
+    def slices(self) -> dict[str, float]:
+        return {}
+
     def stability(self) -> None:
         """It has no weights."""
 

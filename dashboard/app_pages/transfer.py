@@ -1,0 +1,164 @@
+"""Transfer: does each setting's best value stay where it is, over width, depth, D and batch?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+import streamlit as st
+
+from dashboard import judge, load, show, stability_figures, transfer_figures
+from dashboard.judge import UNITS, Found, Judged
+
+ABOVE, LOSS = "above each valley's minimum", "loss"
+PANELS = 6  # rules beside each other: as many as there are colours
+
+
+def table(by_rules: Mapping[str, Found]) -> pd.DataFrame:
+    """The verdicts, one rule and axis a row."""
+    return pd.DataFrame(
+        [
+            {
+                "rules": rules,
+                "over": axis,
+                "verdict": o["verdict"],
+                "penalty": o["penalty_percent"],
+                "upper bound": o["penalty_high"],
+                "limit": o["limit_percent"],
+                "in noise": o["penalty_noise"],
+                "octaves": o["drift_octaves"],
+                "low": o["low"],
+                "high": o["high"],
+                "seeds": min(m["seeds"] for m in o["minima"]),
+                "reason": o["reason"],
+            }
+            for rules, found in by_rules.items()
+            for axis, o in found["over"].items()
+        ]
+    )
+
+
+COLUMNS = {
+    "penalty": st.column_config.NumberColumn("penalty (%)", format="%.3g"),
+    "upper bound": st.column_config.NumberColumn("90% bound (%)", format="%.3g"),
+    "limit": st.column_config.NumberColumn("limit (%)", format="%.3g"),
+    "in noise": st.column_config.NumberColumn("penalty (× noise)", format="%.2g"),
+    "octaves": st.column_config.NumberColumn("octaves per 10×", format="%+.2f"),
+    "low": st.column_config.NumberColumn("90% low", format="%+.2f"),
+    "high": st.column_config.NumberColumn("90% high", format="%+.2f"),
+}
+
+
+def verdicts(setting: str, by_rules: Mapping[str, Found]) -> None:
+    if not any(f["over"] for f in by_rules.values()):
+        why = "; ".join(dict.fromkeys(f["reason"] for f in by_rules.values()))
+        show.nothing(f"There is no verdict on {show.plain(setting)} yet", show.plain(why))
+        return
+    show.figure(transfer_figures.verdicts(setting, by_rules), f"verdicts {setting}")
+    st.dataframe(table(by_rules), hide_index=True, placeholder="–", column_config=COLUMNS)
+    st.caption(
+        "How to read this: penalty is what the largest loss among the sizes comes to, noise is one seed's standard "
+        "deviation of the loss, and octaves are how far the best value moves over a tenfold size."
+    )
+
+
+def along(seen: load.Opened, told: Judged, setting: str) -> None:
+    """One axis: its valleys and its drift, the rules beside each other."""
+    axes = [a for a in UNITS if any(a in f["over"] for f in told.by_rules(setting).values())]
+    if not axes:
+        return
+    st.subheader("Valleys and drift")
+    left, middle, right = st.columns([2, 2, 2])
+    key = f"{seen.root.name} {setting}"
+    axis = left.segmented_control("Over", axes, default=axes[0], required=True, key=f"axis {key}")
+    found = judge.lines(seen, told, setting, axis)
+    places = list(dict.fromkeys(one.place for one in found))
+    place = middle.selectbox("At", places, key=f"place {key} {axis}")
+    how = right.segmented_control("Show", [ABOVE, LOSS], default=ABOVE, required=True, key=f"show {key}")
+    shown = [one for one in found if one.place == place][:PANELS]
+    show.figure(transfer_figures.valleys(setting, shown, how == ABOVE), f"valleys {key} {axis} {place}")
+    moves = transfer_figures.drift(setting, shown)
+    if moves is not None:
+        show.figure(moves, f"drift {key} {axis} {place}")
+    else:
+        show.nothing("No valley here has a minimum", "Their lowest points lie at an edge: widen the range.")
+
+
+def coordinates(by_rules: Mapping[str, Found]) -> None:
+    st.subheader("Coordinate check")
+    checked = {r: c for r, f in by_rules.items() if (c := f.get("coordinates")) and c["over"]}
+    if not checked:
+        show.nothing(
+            "There is no coordinate check yet",
+            "`tunnel verdict` makes it: ten steps of each shape, which take minutes. "
+            "It needs three widths at one depth, and a family that reads a corpus.",
+        )
+        return
+    show.figure(stability_figures.coordinates(checked), "coordinates")
+    if (lines := stability_figures.changed(checked)) is not None:
+        show.figure(lines, "changes")
+    for rules, c in checked.items():
+        st.markdown(f"- {show.plain(rules)} **{c['verdict']}**: {show.plain(c['reason'])}")
+
+
+def breaks(by_rules: Mapping[str, Found]) -> None:
+    st.subheader("Where training breaks")
+    known = {r: f["lr_max"] for r, f in by_rules.items() if f.get("lr_max") and f["lr_max"]["shapes"]}
+    if known:
+        show.figure(stability_figures.lr_max(known), "lr_max")
+    else:
+        show.nothing("Nothing was read at several learning rates yet", "A fan's readings bring this figure.")
+
+
+def noise(by_rules: Mapping[str, Found]) -> None:
+    st.subheader("Seed noise")
+    known = {r: f["noise"] for r, f in by_rules.items() if f["noise"]}
+    if not known:
+        show.nothing("No shape was read with two seeds yet", "`seeds` of a stage's budget repeat its trials.")
+        return
+    rules = next(iter(known))
+    if len(known) > 1:
+        rules = st.segmented_control("Rules", list(known), default=rules, required=True, key="noise rules")
+    show.figure(stability_figures.noise(known[rules]), f"noise {rules}")
+
+
+def state(seen: load.Opened, told: Judged) -> None:
+    """What the verdicts rest on, where that is not simply verdict.json."""
+    running = (alive := load.alive(seen.root)) is not None and alive.running
+    if told.kept and told.old:
+        st.info("There are newer readings than this rests on; `tunnel verdict` renews it.", icon=":material/update:")
+    elif not told.kept:
+        more = "the sweep goes on, and they may change" if running else "`tunnel verdict` adds the coordinate check"
+        made = f"These verdicts are made of the {len(seen.complete)} readings so far"
+        st.info(f"{made}; {more}.", icon=":material/science:")
+
+
+def page(seen: load.Opened) -> None:
+    told = judge.judged(seen)
+    if not told.by_setting:
+        show.nothing(
+            "There is no verdict yet",
+            f"The study {show.plain(told.why)}. "
+            if told.why
+            else "No setting was read at three values of one shape. "
+            "A stage of kind verdict reads several shapes, lengths or batches at several learning rates.",
+        )
+        return
+    state(seen, told)
+    names = list(told.by_setting)
+    setting = names[0]
+    if len(names) > 1:
+        setting = st.segmented_control(
+            "Setting", names, default=names[0], required=True, key=f"setting of {seen.root.name}"
+        )
+    by_rules = told.by_rules(setting)
+    verdicts(setting, by_rules)
+    along(seen, told, setting)
+    if setting == "lr":
+        coordinates(by_rules)
+        breaks(by_rules)
+    noise(by_rules)
+
+
+if __name__ == "__main__":  # Streamlit runs a page as a script
+    page(show.opened())

@@ -1,0 +1,32 @@
+"""`make test-faults`: every test of a fault of FAULTS.md, the slow ones too; prints how many faults were survived."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+
+class Count:
+    """Which faults were tried, and by how many tests; a fault is survived where all its tests pass."""
+
+    def __init__(self) -> None:
+        self.fault_of: dict[str, int] = {}
+        self.tests: dict[int, list[bool]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        self.fault_of = {i.nodeid: m.args[0] for i in items if (m := i.get_closest_marker("fault"))}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid in self.fault_of and (report.when == "call" or report.failed):
+            self.tests.setdefault(self.fault_of[report.nodeid], []).append(report.passed)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for fault, passed in sorted(self.tests.items()):
+            terminalreporter.write_line(f"fault {fault}: {sum(passed)} of {len(passed)} tests survived")
+        survived = sum(all(passed) for passed in self.tests.values())
+        terminalreporter.write_line(f"faults survived: {survived} of {len(self.tests)} tried")
+
+
+if __name__ == "__main__":
+    sys.exit(pytest.main(["-q", "-m", "fault", *sys.argv[1:]], plugins=[Count()]))
