@@ -233,3 +233,13 @@ def test_states_before_and_after(tmp_path: Path) -> None:
     assert first["runs"] == [r.fingerprint for r in trial.runs]
     assert (first["state"], first["value"], first["params"]) == ("diverged", None, one.params)
     assert (second["state"], second["candidate"], second["seed"]) == ("running", 1, 0)
+
+
+def test_a_driver_that_died_before_it_told_has_told_nothing(tmp_path: Path) -> None:
+    first = asker(tmp_path, search())
+    ask = first.ask()
+    assert ask is not None
+    first.asked[ask.number].set_user_attr("diverged", True)  # and then it is killed
+    assert [t["state"] for t in states(tmp_path, "s")] == ["running"]
+    asker(tmp_path, search()).reconcile(lambda params, seed: Trial(stage="s", number=0, runs=()), lambda fp: None)
+    assert [t["state"] for t in states(tmp_path, "s")] == ["failed"]

@@ -278,6 +278,12 @@ def loss_of(t: FrozenTrial) -> float | None:
     return math.inf if t.state == TrialState.PRUNED else t.value
 
 
+def is_diverged(t: FrozenTrial) -> bool:
+    """Only what was told counts: a driver may die between noting it and telling it."""
+    told = t.state in (TrialState.COMPLETE, TrialState.PRUNED)
+    return told and (bool(t.user_attrs.get("diverged")) or t.value == math.inf)
+
+
 def storage(folder: Path) -> optuna.storages.BaseStorage:
     """The folder's SQLite database; writers wait half a minute for another's lock."""
     engine = {"connect_args": {"timeout": 30}}
@@ -296,7 +302,7 @@ def states(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [
         {
             "number": t.number,
-            "state": "diverged" if t.user_attrs.get("diverged") or t.value == math.inf else names[t.state.name],
+            "state": "diverged" if is_diverged(t) else names[t.state.name],
             "params": t.params,
             "value": t.value if t.value is not None and math.isfinite(t.value) else None,
             "runs": t.user_attrs.get("runs", []),
