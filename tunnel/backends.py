@@ -117,19 +117,20 @@ def no_space(e: OSError) -> str:
 
 
 def inline(queue: Queue, work: Work) -> None:
+    if work.reads:
+        from tunnel.train import one_thread  # only now: it imports torch
+
+        one_thread()  # as on a worker
     corpus, keep = work.corpus(), Store(work.folder)
     handed = hands.Hands(queue, work.pack)
     while hand := handed.next():
         for number, event in hands.events(hand, keep, corpus, work.pack):
-            goes_on = True
-            if event is not None:
-                goes_on = queue.event(number, event)
-            if work.stop.exists():
+            goes_on = event is None or queue.event(number, event)
+            if event is not None and work.stop.exists():
                 raise Stopped(INTERRUPTED)
-            if event is None:
+            if event is None or not goes_on:
                 queue.ended(number, None)
-            elif not goes_on:  # judged: one by itself
-                queue.ended(number, None)
+            if not goes_on:  # one by itself: what is judged is not packed
                 break
 
 
