@@ -303,7 +303,7 @@ def overhead(folder: Path, corpus: data.Corpus, found: Found) -> None:
 def main() -> int:
     options = argparse.ArgumentParser()
     options.add_argument("--only", nargs="+", default=["loops", "packs", "overhead"])
-    options.add_argument("--steps", type=int, default=40, help="counted steps of a side at the smallest size")
+    options.add_argument("--steps", type=int, default=80, help="counted steps of a side at the smallest size")
     options.add_argument("--compiled", action="store_true", help="also torch.compile'd, with its warm-up")
     options.add_argument("--worker", type=int, nargs=3, help=argparse.SUPPRESS)
     given = options.parse_args()
@@ -318,7 +318,7 @@ def main() -> int:
     print(f"torch {torch.__version__} on {where}")
     if "loops" in given.only:
         for i, size in enumerate(ON_GPU if GPU else ON_CPU):
-            loops(size, corpus, max(given.steps // 2**i, 8), given.compiled, found)
+            loops(size, corpus, max(given.steps // 2**i, 12), given.compiled, found)
     if "packs" in given.only:
         for width, members in PACKS_ON_GPU if GPU else PACKS:
             packs_at_once(width, members, max(given.steps * 32 // (width * members), 3), found)
