@@ -112,6 +112,8 @@ def test_run_on_ray_then_all_is_used_again(tmp_path: Path, corpus: Path) -> None
     assert stored == tunnel("recommend", study, "--json", cwd=tmp_path).stdout
 
 
+@pytest.mark.slow
+@pytest.mark.fault(2)
 def test_killed_driver_goes_on_with_exactly_the_planned_trials(tmp_path: Path, corpus: Path) -> None:
     study, folder = written(tmp_path, corpus), tmp_path / "runs/tiny"
     driver = subprocess.Popen(
