@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from tunnel import store, verdict
+from tunnel.cells import AXES
 from tunnel.errors import UserError
 from tunnel.run import RunSpec
 from tunnel.store import Store
 from tunnel.study import Study
 
-AXES = {"width": "width", "depth": "depth", "D": "D", "B": "batch_tokens"}  # of a verdict, and of the readings
 LARGER = 1.01  # a target beyond this factor of where a setting was tuned is carried to  *assumed*
 KEPT, DRIFTS = "transfers", "drifts by this law"
 

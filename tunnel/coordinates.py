@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tunnel import families, stability
+from tunnel import families
 from tunnel.data import Corpus
+from tunnel.laws.intervals import student
 from tunnel.run import Shape, TrunkSpec, fingerprint
 from tunnel.store import Store, read_json, write_json
 
@@ -184,7 +185,7 @@ def slope(x: np.ndarray, y: np.ndarray, seed: np.ndarray) -> tuple[float, float,
     b = float(x @ y / (x @ x))
     free = len(x) - own.shape[1] - 1
     spread = math.sqrt(float(((y - b * x) ** 2).sum()) / free / float(x @ x))
-    half = stability.student(0.95, free) * spread
+    half = student(0.95, free) * spread
     return b, b - half, b + half
 
 

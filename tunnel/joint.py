@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel import valley
+from tunnel.laws.intervals import student
 from tunnel.valley import Array
 
 SETTINGS = ("lr", "batch_tokens", "weight_decay")
@@ -183,4 +184,4 @@ def bootstrap(rows: Rows, draws: int, growth: Mapping[str, float] | None = None,
 def widening(rows: Rows) -> float:
     """As `valley.widening`: few trunks, many coefficients."""
     trunks = len(np.unique(rows.run))
-    return float(np.sqrt(trunks / max(rows.free, 1)) * valley.student(max(rows.free, 1)) / valley.student(1e9))
+    return float(np.sqrt(trunks / max(rows.free, 1)) * student(0.95, max(rows.free, 1)) / valley.NORMAL)

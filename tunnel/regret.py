@@ -60,7 +60,7 @@ class Posterior:
 
 def moved(known: Posterior, by: float, half: float, seed: int = 0) -> Posterior:
     """A posterior carried elsewhere: log lr* moves by `by`, known to ±`half` (90%)."""
-    scatter = np.random.default_rng(seed).normal(0.0, half / valley.student(1e9), len(known.draws))
+    scatter = np.random.default_rng(seed).normal(0.0, half / valley.NORMAL, len(known.draws))
     return replace(known, at=known.at + by, draws=known.draws + by + scatter)
 
 

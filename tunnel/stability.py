@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from tunnel.laws.intervals import chi_square
+
 Array = np.ndarray
 
 NEAR = 0.05  # of log loss above the best: seeds scatter more on the valley's walls  *assumed*
 ONE_SIDED, POWER = 0.05, 0.80  # of the two-sample test: chance of a false alarm, and of seeing a true effect  *assumed*
-SIMULATED = 100_000  # draws behind Student's and chi-square quantiles: known to about 1%  *measured here*
 FLOOR_HALF = 2.0  # where every lr tried diverged, the largest that survives is taken to be this far below  *assumed*
 DRAWS = 400  # of lr_max within its brackets
 
@@ -135,15 +135,3 @@ def seeds_needed(effect: float, noise: float) -> int:
     """
     z = NormalDist().inv_cdf(1 - ONE_SIDED) + NormalDist().inv_cdf(POWER)
     return max(2, math.ceil(2 * (z * noise / effect) ** 2))
-
-
-@cache
-def student(p: float, free: float) -> float:
-    """Student's t quantile, by simulation."""
-    return float(np.quantile(np.random.default_rng(0).standard_t(free, SIMULATED), p))
-
-
-@cache
-def chi_square(p: float, free: float) -> float:
-    """The chi-square quantile, by simulation."""
-    return float(np.quantile(np.random.default_rng(0).chisquare(free, SIMULATED), p))

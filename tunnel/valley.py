@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tunnel.laws.intervals import student
+
 Array = np.ndarray
 
 NEAR = 0.05  # of log loss: a reading's weight falls by e for each of these above the best  *assumed*
@@ -21,6 +23,7 @@ DRIFT = 0.1  # of log lr* per log N: a rule claims 0, and readings must overrule
 DRAWS = 400  # of the bootstrap
 SURE = 0.8  # of the draws must be curved before a minimum is believed  *assumed*
 QUANTILES = (0.05, 0.95)  # a 90% interval
+NORMAL = 1.6449  # the normal's 95% quantile  *derived*
 STRAIGHT = 1e-6  # of a skew: below it a valley is a parabola  *derived* (rounding)
 
 
@@ -263,13 +266,7 @@ def widening(table: Mapping[str, Array]) -> float:
     trunks = len(np.unique(table["run"][longest]))
     cells = len(np.unique(cells_of(table)[1][longest]))
     free = max(trunks - cells - (4 if len(np.unique(table["N"])) > 1 else 2) - varies(table), 1)
-    return float(np.sqrt(trunks / free) * student(free) / student(1e9))
-
-
-def student(free: float) -> float:
-    """Student's 95% quantile (Cornish-Fisher: Abramowitz & Stegun 26.7.5, within 4% from 2 degrees of freedom on)."""
-    z = 1.6448536
-    return z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return float(np.sqrt(trunks / free) * student(0.95, free) / NORMAL)
 
 
 def weights(run: Array, draws: int, seed: int = 0) -> Array:

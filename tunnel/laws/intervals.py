@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import chdtri, stdtrit
 
 from tunnel import laws
 from tunnel.laws import DELTA, Array, Fit, Table, backtest, columns, take
@@ -165,9 +165,9 @@ def forecast(
     boot = bootstrap(name, rows, fit, draws, seed, resamples, targets)
     spread = _spread(law, boot, targets)
     share, degrees, basis = _beyond(misses, law, fit, rows)
-    z = float(stdtrit(1e9, 0.5 + LEVEL / 2))
-    t_h = float(stdtrit(degrees, 0.5 + LEVEL / 2))
-    t_p = z if misses else float(stdtrit(boot.degrees, 0.5 + LEVEL / 2))
+    z = student(0.5 + LEVEL / 2, 1e9)
+    t_h = student(0.5 + LEVEL / 2, degrees)
+    t_p = z if misses else student(0.5 + LEVEL / 2, boot.degrees)
     parameters = t_p * spread
     beyond = t_h * share * (NEAR + far) / NEAR
     apart = _apart(rivals, table, targets, value, delta)
@@ -221,3 +221,13 @@ def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, rows: Table) -> tup
         degrees,
         "residuals of the fit: no hold-out was possible",
     )
+
+
+def student(p: float, free: float) -> float:
+    """Student's t quantile."""
+    return float(stdtrit(free, p))
+
+
+def chi_square(p: float, free: float) -> float:
+    """The chi-square quantile."""
+    return float(chdtri(free, 1 - p))

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtrit
 
 from tunnel import laws
 from tunnel.laws import DELTA, Array, Fit, Table, columns, take, usable_rows
+from tunnel.laws.intervals import student
 
 KIND = "settings"
 COLUMNS = ("N", "D", "loss", "lr", "batch_tokens")
@@ -130,8 +130,8 @@ def _redrawn(table: Table, draws: int, seed: int) -> tuple[Array, float]:
     share *= count / share.sum(axis=1, keepdims=True)
     lines = np.array([_optimum(x, y, weight * one[runs], varied)[0] for one in share])
     free = max(len(y) - 2 * len(PARAMS), 1)
-    student = float(stdtrit(free, 0.95)) / 1.6449  # few rows: Student's quantile over the normal's; derived
-    return lines, student * float(np.sqrt(len(y) / free * len(y) / rows))
+    few = student(0.95, free) / 1.6449  # few rows: Student's quantile over the normal's; derived
+    return lines, few * float(np.sqrt(len(y) / free * len(y) / rows))
 
 
 def _ranges(found: Fit, lines: Array, widen: float) -> dict[str, tuple[float, float]]:
