@@ -18,8 +18,8 @@ STUDY = Path(__file__).parent.parent / "studies" / "calibration.toml"
 
 def main() -> int:
     began = time.perf_counter()
-    from tunnel import pipeline
     from tunnel.families.synthetic import TRUTH
+    from tunnel.sweeps import pipeline
 
     with tempfile.TemporaryDirectory() as folder:
         found = pipeline.run(STUDY, Path(folder) / "calibration")

@@ -19,7 +19,8 @@ SEEDS = [101, 102, 103, 104, 105]  # never run while the quickstart was built
 
 
 def main() -> int:
-    from tunnel import pipeline, show
+    from tunnel import show
+    from tunnel.sweeps import pipeline
 
     options = argparse.ArgumentParser()
     options.add_argument("--seeds", type=int, nargs="+", default=SEEDS)

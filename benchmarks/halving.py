@@ -82,7 +82,8 @@ def best(n: float, d: float) -> float:
 
 def swept(folder: Path, text: str) -> tuple[float, float, float, float]:
     """FLOPs spent, the chosen lr, and the N and D that it was chosen for."""
-    from tunnel import sweep, tuned
+    from tunnel import tuned
+    from tunnel.sweeps import sweep
 
     path = folder / "search.toml"
     path.write_text(text)

@@ -27,13 +27,13 @@ import torch
 from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from tunnel import data, forks
 from tunnel.families import gpt
-from tunnel.pack import Pack, stepper
+from tunnel.folder.store import Store
 from tunnel.run import Body, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
-from tunnel.store import Store
 from tunnel.study import Data
-from tunnel.train import Trained
+from tunnel.training import data, forks
+from tunnel.training.pack import Pack, stepper
+from tunnel.training.train import Trained
 
 GPU = torch.cuda.is_available()
 PEAK = 989e12  # FLOP/s, bf16 dense, of an H100 SXM: its data sheet  *from paper*

@@ -15,10 +15,10 @@ import pandas as pd
 import streamlit as st
 
 from dashboard import load
-from tunnel import cells, verdict
 from tunnel.errors import UserError
 from tunnel.run import fingerprint
 from tunnel.study import Study
+from tunnel.verdicts import cells, verdict
 
 UNITS = {"width": "channels", "depth": "layers", "D": "tokens", "B": "tokens"}  # of an axis
 Found = Mapping[str, Any]  # verdict.json's value of a setting under one rule

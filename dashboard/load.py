@@ -18,11 +18,14 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
-from tunnel import ladder, sampler, store, sweep
+from tunnel import sampler
+from tunnel.answers import ladder
 from tunnel.errors import UserError
+from tunnel.folder import store
+from tunnel.folder.store import Store
 from tunnel.run import Record
-from tunnel.store import Store
 from tunnel.study import Study
+from tunnel.sweeps import sweep
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError, SQLAlchemyError)
 KEPT = 512  # entries of each cache  *assumed*

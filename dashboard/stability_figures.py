@@ -12,7 +12,7 @@ from dashboard.figures import framed_panels, legend_only, panels, shape_name
 from dashboard.judge import Found
 from dashboard.law_figures import bars
 from dashboard.style import DASHES, NEUTRAL, colour, framed, log_axis, short, symbol
-from tunnel.cells import ALIKE
+from tunnel.verdicts.cells import ALIKE
 
 WHAT = {
     "middle": "residual stream, middle",

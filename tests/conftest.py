@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunnel import data
 from tunnel.run import Body, RunSpec, Settings, Shape, Source, TrunkSpec
 from tunnel.study import Data
+from tunnel.training import data
 
 SEQ_LEN = 32
 BATCH = 128  # tokens: four sequences

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from conftest import trunk_spec
 
-from tunnel import coordinates, data
-from tunnel.store import Store
+from tunnel.folder.store import Store
+from tunnel.training import data
+from tunnel.verdicts import coordinates
 
 WIDTHS = [(32, 2), (64, 2), (128, 2), (256, 2)]
 DEPTHS = [(32, 2), (32, 4), (32, 8)]

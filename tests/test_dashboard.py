@@ -26,9 +26,12 @@ from streamlit.testing.v1 import AppTest
 from dashboard import judge, launch, load, show
 from dashboard.app import PAGES
 from dashboard.app_pages import curves
-from tunnel import forecasts, recommend, store, sweep, verdict
-from tunnel import launch as full_size
+from tunnel.answers import forecasts, recommend
 from tunnel.errors import UserError
+from tunnel.folder import store
+from tunnel.sweeps import launch as full_size
+from tunnel.sweeps import sweep
+from tunnel.verdicts import verdict
 
 HERE = Path(__file__).parent.parent
 APP = str(HERE / "dashboard" / "app.py")
@@ -53,7 +56,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study, root = folder / "calibration.toml", folder / "calibration"
     study.write_text(text.replace("trials = 24", "trials = 12").replace(", [256, 16]]", "]"))
     asked, keep = sweep.located(study, root)
-    sweep.freeze(study, asked, keep)
+    sweep.revise(study.read_text(), keep)
     sweep.sweep(asked, keep)
     recommend.recommend(asked, keep)
     full_size.train(asked, keep)

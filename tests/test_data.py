@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from conftest import SEQ_LEN, write_corpus
 
-from tunnel import data
 from tunnel.errors import UserError
 from tunnel.run import Joined, Source
 from tunnel.study import Data, Then
+from tunnel.training import data
 
 
 def files(*paths: object, **changed: Any) -> Data:

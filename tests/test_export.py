@@ -21,9 +21,9 @@ from tunnel import families, transfer
 from tunnel.errors import UserError
 from tunnel.export import NOT_YET, REFUSED, _write, export, get, names, targets
 from tunnel.families import gpt
+from tunnel.folder.store import file_hash
 from tunnel.run import Body, RunSpec, Settings, Shape, Source, TrunkSpec
 from tunnel.schedule import SHAPES
-from tunnel.store import file_hash
 
 GOLDEN = Path(__file__).with_name("golden") / "export"
 BATCH, SEQ = 512, 64  # tokens
@@ -246,7 +246,7 @@ def test_transformers_builds_the_tunnels_model(run: RunSpec, tmp_path: Path) -> 
     import torch
     from transformers import AutoConfig, GraniteConfig, GraniteForCausalLM
 
-    from tunnel import train
+    from tunnel.training import train
 
     export(recommended(run), "hf", tmp_path / "b")
     wanted = gpt.config_dict(run.trunk.shape, run.trunk.body, run.trunk.rules)
@@ -393,8 +393,8 @@ def test_the_trainer_with_the_bundle_trains_what_the_tunnel_trains(tmp_path: Pat
     from torch.utils.data import Dataset
     from transformers import GraniteConfig, GraniteForCausalLM, Trainer, TrainerCallback
 
-    from tunnel.data import Corpus
-    from tunnel.train import Trained
+    from tunnel.training.data import Corpus
+    from tunnel.training.train import Trained
 
     run = a_run(48, 3, warmup=3, steps=12, decay=4)
     export(recommended(run), "hf", tmp_path / "b")

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from conftest import write_corpus
 
-from tunnel import cli, extend, forks, rerun, study, sweep
+from tunnel import cli, study
 from tunnel.errors import UserError
+from tunnel.folder.store import Store
 from tunnel.run import Record, Trial
-from tunnel.store import Store
+from tunnel.sweeps import extend, rerun, sweep
+from tunnel.training import forks
 
 STUDY = """
 question = "Longer?"

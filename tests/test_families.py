@@ -10,10 +10,11 @@ from conftest import trunk_spec
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from tunnel import data, families, forks
+from tunnel import families
 from tunnel.errors import UserError
 from tunnel.families import gpt, synthetic
 from tunnel.run import Body, Shape
+from tunnel.training import data, forks
 from tunnel.transfer import ROLES
 
 PAPER = Body(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tunnel.fans import widened
+from tunnel.valleys.fans import widened
 
 INF = math.inf
 

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from conftest import BATCH, run_spec, trunk_spec
 
-from tunnel import data, forks
+from tunnel.folder.store import Store
 from tunnel.run import Record, Trial
-from tunnel.store import Store
+from tunnel.training import data, forks
 
 # 6: a damaged checkpoint is found by its hash, and the one before is used
 
@@ -100,9 +100,9 @@ def test_a_manifest_vouches_for_its_two_files_and_nothing_else(tmp_path: Path, m
 KILL = """
 import json, os, signal, sys
 import numpy as np
-from tunnel import store
+from tunnel.folder import store
 from tunnel.run import Record
-from tunnel.store import Store
+from tunnel.folder.store import Store
 
 folder, what, old, new = sys.argv[1:]
 keep, events = Store(folder), {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
@@ -165,7 +165,7 @@ def content(keep: Store, what: str) -> Any:
         path = keep.root / "readings.parquet"
         return pd.read_parquet(path).stage.tolist() if path.exists() else None
     if what == "chain":
-        from tunnel import store
+        from tunnel.folder import store
 
         return [e["text"] for e in store.chain(keep.root / "forecasts.jsonl")]
     return [r.stage for r in keep.records()]
@@ -222,7 +222,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, what: str)
 
 
 def discard_all(folder: Path) -> None:
-    from tunnel.files import discard
+    from tunnel.folder.files import discard
 
     for path in folder.iterdir():
         discard(path)
@@ -234,7 +234,7 @@ RACE = """
 import os, sys, time
 from pathlib import Path
 from tunnel.errors import UserError
-from tunnel.store import Store
+from tunnel.folder.store import Store
 
 folder = Path(sys.argv[1])
 for line in sys.stdin:
@@ -253,7 +253,7 @@ SPIN = """
 import fcntl, os, random, sys, time
 from pathlib import Path
 from tunnel.errors import UserError
-from tunnel.store import Store
+from tunnel.folder.store import Store
 
 flock, folder, won = fcntl.flock, Path(sys.argv[1]), 0
 fcntl.flock = lambda *a: (time.sleep(random.random() / 1000), flock(*a))  # as if another process had the core

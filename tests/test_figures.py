@@ -18,9 +18,9 @@ pytest.importorskip("plotly")
 from dashboard import curve_figures, figures, groups, law_figures, stability_figures, style, transfer_figures
 from dashboard.curve_figures import Grown
 from dashboard.judge import Line
-from tunnel.cells import Place
-from tunnel.drift import Cell
 from tunnel.study import Stage
+from tunnel.valleys.drift import Cell
+from tunnel.verdicts.cells import Place
 
 GROUNDS = {"light": "#FFFFFF", "dark": "#191817"}  # Streamlit's two grounds  *measured here*
 # Machado, Oliveira and Fernandes 2009, severity 1.0, linear RGB  *from paper*

@@ -14,13 +14,13 @@ import pytest
 import torch
 from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 
-from tunnel import data, forks
 from tunnel.errors import Stopped
 from tunnel.families import gpt
+from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Trial
 from tunnel.schedule import SHAPES
-from tunnel.store import Store
 from tunnel.study import Data
+from tunnel.training import data, forks
 
 State = dict[str, np.ndarray]
 
@@ -200,9 +200,9 @@ def test_who_is_asked_to_stop_keeps_its_step(
 
 GROW = """
 import sys
-from tunnel import data, forks, train
+from tunnel.training import data, forks, train
 from tunnel.run import Trial
-from tunnel.store import Store
+from tunnel.folder.store import Store
 from tunnel.study import Data
 
 trained = train.Trained.step

@@ -16,9 +16,10 @@ from conftest import BATCH, run_spec, trunk_spec
 from test_store import record
 from test_sweep import killed
 
-from tunnel import sampler, sweep
-from tunnel.halving import Halving, losses
+from tunnel import sampler
 from tunnel.run import Record, Trial
+from tunnel.sweeps import sweep
+from tunnel.valleys.halving import Halving, losses
 
 RUNGS = [(8, 2), (16, 4), (32, 8)]  # decay start and length, in steps
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest import run_spec, trunk_spec, write_corpus
 
-from tunnel import rerun, sweep
-from tunnel.hands import Hands
 from tunnel.run import Record, Trial
+from tunnel.sweeps import rerun, sweep
+from tunnel.sweeps.hands import Hands
 
 STUDY = """
 question = "Do packs keep their promise?"

@@ -13,10 +13,14 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from tunnel import cli, horizon, joint, ladder, recommend, sweep
+from tunnel import cli
+from tunnel.answers import ladder, recommend
 from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
 from tunnel.study import Stage
+from tunnel.sweeps import sweep
+from tunnel.valleys import joint
+from tunnel.verdicts import horizon
 
 LRS = [0.012 * math.exp(v) for v in (-1.4, -0.7, 0, 0.7, 1.4)]
 RUNGS = (1e5, 2e5, 4e5, 8e5)

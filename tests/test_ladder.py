@@ -12,12 +12,15 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
-from tunnel import carry, ladder, recommend, store, sweep
+from tunnel.answers import ladder, recommend
 from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
+from tunnel.folder import store
+from tunnel.folder.store import Store
 from tunnel.run import RunSpec
-from tunnel.store import Store
 from tunnel.study import Study
+from tunnel.sweeps import sweep
+from tunnel.verdicts import carry
 
 LADDER = 'shapes = [[32, 2], [64, 4]]\nfan = [0.5, 1, 2]\nrungs = { tokens = ["50k", "100k"] }'
 FULL = """shapes = [[32, 2], [48, 3], [64, 4]]

@@ -10,13 +10,13 @@ import pytest
 import torch
 from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 
-from tunnel import data, forks
 from tunnel.errors import Stopped
 from tunnel.families import gpt
-from tunnel.forks import packable
-from tunnel.pack import Pack, Together, stepper
+from tunnel.folder.store import Store
 from tunnel.run import Record, Trial
-from tunnel.store import Store
+from tunnel.training import data, forks
+from tunnel.training.forks import packable
+from tunnel.training.pack import Pack, Together, stepper
 
 FAN: dict[str, list[dict[str, Any]]] = {
     "lr, seed and decay of weights": [

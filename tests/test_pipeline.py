@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from tunnel import forecasts, ladder, pipeline, recommend, store, sweep
+from tunnel.answers import forecasts, ladder, recommend
 from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
+from tunnel.folder import store
+from tunnel.sweeps import pipeline, sweep
 
 STUDY = Path(__file__).parent.parent / "studies" / "calibration.toml"
 

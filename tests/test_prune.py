@@ -14,12 +14,13 @@ import pytest
 from test_extend import STUDY, contents
 from test_store import HOLD
 
-from tunnel import cli, extend, prune, sweep
+from tunnel import cli
 from tunnel.errors import UserError
 from tunnel.families.synthetic import Synthetic
+from tunnel.folder.store import Store
 from tunnel.run import Record
-from tunnel.store import Store
 from tunnel.study import Study
+from tunnel.sweeps import extend, prune, sweep
 
 RUNGS = 'rungs = { tokens = ["50k", "100k"] }'
 

@@ -14,13 +14,15 @@ import pytest
 from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 from safetensors.numpy import load_file, save_file
 
-from tunnel import cli, data, forks, rerun, study, train
+from tunnel import cli, study
 from tunnel.errors import UserError
-from tunnel.files import file_hash
+from tunnel.folder.files import file_hash
+from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Trial, TrunkSpec
 from tunnel.schedule import SHAPES
-from tunnel.store import Store
 from tunnel.study import Data, Study
+from tunnel.sweeps import rerun
+from tunnel.training import data, forks, train
 
 STUDY = """
 question = "Is it the same again?"

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from tunnel import stability
 from tunnel.laws.intervals import chi_square, student
+from tunnel.valleys import stability
 
 SIZES = (1e4, 1e5, 1e6, 1e7)
 GRID = np.geomspace(1e-3, 10, 27)

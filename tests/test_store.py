@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 from conftest import BATCH, run_spec, trunk_spec
 
-from tunnel import lock, store
 from tunnel.errors import UserError
+from tunnel.folder import lock, store
+from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec
-from tunnel.store import Store
 
 ARRAYS = {"model.w": np.arange(6, dtype=np.float32).reshape(2, 3).T, "rng": np.array([1, 2], dtype=np.uint8)}
 
@@ -269,7 +269,7 @@ def test_an_earlier_fork_leaves_no_hole_in_its_trunk_s_curve(tmp_path: Path) -> 
 
 HOLD = """
 import sys, time
-from tunnel.store import Store
+from tunnel.folder.store import Store
 with Store(sys.argv[1]).driver():
     print("held", flush=True)
     time.sleep(60)

@@ -223,7 +223,8 @@ def test_small_that_names_nothing(study_file: Write, table: str, rule: str) -> N
         ('tokens = "100k"', 'tokens = "200k"', "stage.calibrate.budget.tokens"),
         (LR, "lr = { low = 1e-3, high = 2e-1 }", "stage.calibrate.space.lr.high"),
         ("base_width = 32", "base_width = 64", "model.base_width"),
-        ('question = "Which lr?"', 'question = "Which?"', "question"),
+        ('question = "Which lr?"', 'question = "Which?"', ""),
+        ("[resources]", "[budget]\nmax_hours = 3\n[resources]\npack = 4", ""),
     ],
 )
 def test_a_revision_may_only_add(study_file: Write, old: str, new: str, changed: str) -> None:

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from tunnel import plan, sweep, tuned
+from tunnel import plan, tuned
 from tunnel.run import Record
 from tunnel.sampler import states
+from tunnel.sweeps import sweep
 
 TUNNEL = [sys.executable, "-m", "tunnel.cli"]
 STUDY = """

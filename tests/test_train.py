@@ -12,10 +12,11 @@ from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 from transformers import GraniteConfig, GraniteForCausalLM
 from transformers.models.granite.modeling_granite import apply_rotary_pos_emb
 
-from tunnel import data, forks, train, transfer
+from tunnel import transfer
 from tunnel.families import gpt
+from tunnel.folder.store import Store
 from tunnel.run import Record, Trial, TrunkSpec
-from tunnel.store import Store
+from tunnel.training import data, forks, train
 
 
 def grown(trunk: TrunkSpec, corpus: data.Corpus) -> Any:

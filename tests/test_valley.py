@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tunnel import regret, valley
+from tunnel.valleys import regret, valley
 
 Array = np.ndarray
 LR0, A, B = math.log(0.02), -0.06, -0.12  # log lr* = LR0 + A·log(N/1e5) + B·log(D/1e5)

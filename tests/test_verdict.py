@@ -12,10 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tunnel import cells, drift, store, study, sweep, verdict
+from tunnel import study
 from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
-from tunnel.store import Store
+from tunnel.folder import store
+from tunnel.folder.store import Store
+from tunnel.sweeps import sweep
+from tunnel.valleys import drift
+from tunnel.verdicts import cells, verdict
 
 Array = np.ndarray
 GRID = tuple(2 ** (i / 2) for i in range(-3, 4))  # seven values, half an octave apart

@@ -2,12 +2,12 @@
 
 The floors, from the ground up (a floor imports only lower ones; `tests/test_floors.py` holds them to it):
 
-    0 vocabulary    errors  schedule  space  study  run
-    1 mathematics   transfer  valley  laws  halving  fans  stability  drift  joint  regret
-    2 instruments   families  train  pack  data  table  forks  tuned  sampler  store  files  lock  cells  coordinates
-    3 product       plan  slices  status  hands  backends  on_ray  sweep  launch  rerun  extend  prune  pipeline  doctor
-    3 answers       horizon  ladder  verdict  carry  cautions  forecasts  recommend  export
-    4 faces         show  cli  dashboard
+    0 vocabulary    errors  schedule  space  study/  run
+    1 mathematics   transfer  laws/  valleys/
+    2 instruments   families/  training/  folder/  table  tuned  sampler
+    3 product       plan  sweeps/  doctor
+    3 answers       verdicts/  answers/  export/
+    4 faces         show  cli  dashboard/
 """
 
 __version__ = "0.2.0"

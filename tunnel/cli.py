@@ -53,7 +53,8 @@ def plan(study: StudyPath, out: Out = None, scale: Scale = "full", as_json: Json
     Example: tunnel plan studies/minicpm.toml
     """
     from tunnel import plan as planning
-    from tunnel import show, sweep
+    from tunnel import show
+    from tunnel.sweeps import sweep
 
     asked, _ = sweep.located(study, out, small=small(scale))
     with about(study):
@@ -78,7 +79,7 @@ def sweep(
     Example: tunnel sweep studies/quickstart.toml
     """
     from tunnel import show
-    from tunnel import sweep as sweeping
+    from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.opened(study, out, small=small(scale))
     if takeover:
@@ -102,8 +103,8 @@ def extend(
 
     Example: tunnel extend runs/quickstart --tokens 2x
     """
-    from tunnel import extend as extending
     from tunnel import show
+    from tunnel.sweeps import extend as extending
 
     with watching(as_json) as watch:
         found = extending.extend(
@@ -119,7 +120,7 @@ def status(folder: StudyPath, out: Out = None, as_json: Json = False) -> None:
     Example: tunnel status runs/quickstart
     """
     from tunnel import show
-    from tunnel import sweep as sweeping
+    from tunnel.sweeps import sweep as sweeping
 
     say(sweeping.status(*sweeping.located(folder, out)), as_json, show.status)
 
@@ -143,8 +144,8 @@ def fit(
     from tunnel import show
 
     if table.is_dir() or table.suffix == ".toml":
-        from tunnel import ladder
-        from tunnel import sweep as sweeping
+        from tunnel.answers import ladder
+        from tunnel.sweeps import sweep as sweeping
 
         say(ladder.fitted(*sweeping.located(table, out), target), as_json, show.ladder)
         return
@@ -173,8 +174,8 @@ def verdict(
     Example: tunnel verdict runs/transfer
     """
     from tunnel import show
-    from tunnel import sweep as sweeping
-    from tunnel import verdict as judging
+    from tunnel.sweeps import sweep as sweeping
+    from tunnel.verdicts import verdict as judging
 
     with redirect_stdout(sys.stderr):
         found = judging.verdicts(*sweeping.located(folder, out), check=check, say=print)
@@ -187,9 +188,9 @@ def recommend(folder: StudyPath, out: Out = None, target: TargetName = None, as_
 
     Example: tunnel recommend runs/quickstart
     """
-    from tunnel import recommend as recommending
     from tunnel import show
-    from tunnel import sweep as sweeping
+    from tunnel.answers import recommend as recommending
+    from tunnel.sweeps import sweep as sweeping
 
     say(recommending.recommend(*sweeping.located(folder, out), target), as_json, show.recommendation)
 
@@ -212,9 +213,9 @@ def export(
     Example: tunnel export runs/quickstart --to hf
     """
     from tunnel import export as exporting
-    from tunnel import recommend as recommending
     from tunnel import show
-    from tunnel import sweep as sweeping
+    from tunnel.answers import recommend as recommending
+    from tunnel.sweeps import sweep as sweeping
 
     if list_:
         found = exporting.targets()
@@ -236,8 +237,9 @@ def train(
 
     Example: tunnel train runs/quickstart
     """
-    from tunnel import launch, show
-    from tunnel import sweep as sweeping
+    from tunnel import show
+    from tunnel.sweeps import launch
+    from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
     with watching(as_json) as watch:
@@ -251,8 +253,9 @@ def check(folder: StudyPath, out: Out = None, target: TargetName = None, as_json
 
     Example: tunnel check runs/quickstart
     """
-    from tunnel import forecasts, ladder, show
-    from tunnel import sweep as sweeping
+    from tunnel import show
+    from tunnel.answers import forecasts, ladder
+    from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
     found = forecasts.check(keep, ladder.target_named(asked, target).name)
@@ -271,9 +274,9 @@ def prune(
 
     Example: tunnel prune runs/quickstart
     """
-    from tunnel import prune as pruning
     from tunnel import show
-    from tunnel import sweep as sweeping
+    from tunnel.sweeps import prune as pruning
+    from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
     ask = sys.stdin.isatty() and not as_json
@@ -298,9 +301,9 @@ def rerun(
 
     Example: tunnel rerun runs/quickstart 3f2a
     """
-    from tunnel import rerun as rerunning
     from tunnel import show
-    from tunnel import sweep as sweeping
+    from tunnel.sweeps import rerun as rerunning
+    from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
     with watching(as_json) as watch:
@@ -322,7 +325,8 @@ def run(
 
     Example: tunnel run studies/quickstart.toml
     """
-    from tunnel import pipeline, show
+    from tunnel import show
+    from tunnel.sweeps import pipeline
 
     with watching(as_json) as watch:
         found = pipeline.run(

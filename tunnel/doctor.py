@@ -9,9 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tunnel import data
 from tunnel.errors import UserError
 from tunnel.study import Data
+from tunnel.training import data
 
 NEEDED = ("torch", "transformers", "optuna", "ray", "scipy", "pandas", "pyarrow", "safetensors")
 OPTIONAL = ("streamlit", "plotly", "datasets", "tokenizers")

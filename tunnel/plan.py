@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from tunnel import data, families
+from tunnel import families
 from tunnel.errors import UserError
 from tunnel.run import Body, Joined, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
 from tunnel.schedule import HALF_LIFE, whole_batches
 from tunnel.space import Choice, Range, Scalar
 from tunnel.study import Stage, Study, Target
+from tunnel.training import data
 
 Values = Mapping[str, Scalar]  # settings by name, as base-shape values
 HANDED_ON_WARMUP = 0.3  # of the shortest rung: what was tuned on longer runs is cut to this where it must  *assumed*

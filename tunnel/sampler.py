@@ -27,11 +27,11 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
-from tunnel import fans
-from tunnel.halving import losses
 from tunnel.run import Record, Trial
 from tunnel.space import DIMENSIONS, Choice, Range, Scalar
 from tunnel.study import Stage
+from tunnel.valleys import fans
+from tunnel.valleys.halving import losses
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tunnel import sweep
+from tunnel.sweeps import sweep
 
 WIDE = 160  # columns where there is no terminal to ask
 out = Console() if sys.stdout.isatty() else Console(width=WIDE)

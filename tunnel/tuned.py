@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunnel import store, valley
+from tunnel.folder import store
+from tunnel.folder.store import Store
 from tunnel.space import SHAPE, Choice, Range, Scalar
-from tunnel.store import Store
 from tunnel.study import Stage
+from tunnel.valleys import valley
 
 WAY = ("decay", "decay_shape", "half_life")  # what decays off one trunk may differ in
 WAYS = (*WAY, "min_ratio", "weight_decay", "beta2", "warmup")  # and what lists in a stage's space may vary

@@ -9,8 +9,8 @@ from tunnel import transfer
 from tunnel.run import Body, Shape, TrunkSpec
 
 if TYPE_CHECKING:
-    from tunnel.data import Corpus
     from tunnel.families import Grown
+    from tunnel.training.data import Corpus
 
 reads = True
 
@@ -70,7 +70,7 @@ def grown(trunk: TrunkSpec, corpus: Corpus | None) -> Grown:
     """The model of a trunk at 0 tokens: initialised and scaled by role, with its optimizer."""
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    from tunnel.train import Trained
+    from tunnel.training.train import Trained
 
     assert corpus is not None
     config = GraniteConfig(**config_dict(trunk.shape, trunk.body, trunk.rules, trunk.settings.dropout))

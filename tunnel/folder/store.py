@@ -1,0 +1,290 @@
+"""A study's folder (contract 2): the only module that knows where things lie.
+
+Everything is written under a temporary name, flushed, and renamed when whole; a checkpoint is a folder whose
+manifest holds its files' hashes. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tunnel.errors import UserError
+from tunnel.families import Arrays
+from tunnel.folder import lock
+from tunnel.folder.files import (
+    SAVING,
+    append,
+    being_written,
+    chain,
+    damaged,
+    discard,
+    file_hash,
+    flush,
+    now,
+    read_json,
+    size,
+    whole,
+    write_json,
+    write_text,
+)
+from tunnel.folder.lock import alive, other_driver
+from tunnel.run import Record, Stability
+from tunnel.training import data
+
+__all__ = ["Store", "alive", "append", "chain", "now", "other_driver", "read_json", "write_json", "write_text"]
+log = logging.getLogger(__name__)
+CHECKPOINT = ("state.safetensors", "meta.json")  # what a manifest vouches for
+CURVE = ["tokens", "loss", "multiplier", "grad_norm"]
+
+
+def read_record(path: Path) -> Record:
+    """Raises UserError, naming the file, where it is no record: cut, overwritten, or of another version."""
+    try:
+        found = Record.model_validate_json(path.read_bytes())
+    except ValueError as e:
+        cut = damaged(path)
+        more = "; `tunnel sweep` sets it aside and measures its run again" if cut else f" of this version: {e}"
+        raise UserError(f"is not a record{more}", file=path) from None
+    if found.fingerprint_of != path.stem:
+        raise UserError("holds another run's record", file=path, value=found.fingerprint_of)
+    return found
+
+
+class Store:
+    """Records, trunks, curves and results of one study, under one folder."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    def path(self, *parts: str) -> Path:
+        return self.root.joinpath(*parts)
+
+    # records
+
+    def record(self, fingerprint: str) -> Record | None:
+        path = self.path("records", f"{fingerprint}.json")
+        return read_record(path) if path.exists() else None
+
+    def write_record(self, record: Record) -> None:
+        write_text(self.path("records", f"{record.fingerprint_of}.json"), record.model_dump_json(indent=1) + "\n")
+
+    def records(self) -> list[Record]:
+        """All records, oldest first."""
+        found = [read_record(p) for p in self.path("records").glob("*.json")]
+        return sorted(found, key=lambda r: (r.started, r.D))
+
+    # trunks: checkpoints by tokens
+
+    def checkpoint(self, trunk: str, tokens: int) -> Path:
+        return self.path("trunks", trunk, f"{tokens:015d}")
+
+    def checkpoints(self, trunk: str) -> list[Path]:
+        """A trunk's checkpoints, by tokens; the damaged ones too."""
+        return sorted(p for p in self.path("trunks", trunk).glob("*") if p.name.isdigit())
+
+    def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
+
+        final = self.checkpoint(trunk, tokens)
+        if intact(final):
+            return
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{SAVING}{os.getpid()}-"))
+        try:
+            save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, temporary / "state.safetensors")
+            (temporary / "meta.json").write_text(json.dumps(meta))
+            (temporary / "manifest.json").write_text(json.dumps({n: file_hash(temporary / n) for n in CHECKPOINT}))
+            for path in (*temporary.iterdir(), temporary):
+                flush(path)
+            discard(final)  # a damaged one
+            try:
+                os.rename(temporary, final)
+            except OSError:  # another worker, cut off and back, was first: a trunk's state is one and the same
+                if not intact(final):
+                    raise
+            flush(final.parent)
+        except SafetensorError as e:  # a full disk, in its words: "I/O error: ... (os error 28)"
+            code = re.search(r"os error (\d+)", str(e))
+            raise OSError(int(code[1]) if code else errno.EIO, str(e), str(final)) from None
+        finally:
+            discard(temporary)
+
+    def load_state(self, trunk: str, up_to: int) -> tuple[Arrays, dict[str, Any]] | None:
+        """The last whole checkpoint at `up_to` tokens or before; one whose hashes are wrong is passed over."""
+        for folder in reversed([p for p in self.checkpoints(trunk) if int(p.name) <= up_to]):
+            state = self.peek(trunk, int(folder.name))
+            if state is not None:
+                return state
+            discard(folder)  # it would be refused again, and its place is wanted
+        return None
+
+    def peek(self, trunk: str, tokens: int) -> tuple[Arrays, dict[str, Any]] | None:
+        """The checkpoint at `tokens`, for who only looks; None where there is none, or a damaged one."""
+        from safetensors.numpy import load_file
+
+        folder = self.checkpoint(trunk, tokens)
+        if not intact(folder):
+            return None
+        return load_file(folder / "state.safetensors"), json.loads((folder / "meta.json").read_text())
+
+    def forget_state(self, trunk: str, tokens: int) -> None:
+        discard(self.checkpoint(trunk, tokens))
+
+    # curves
+
+    def write_curve(self, name: str, rows: list[tuple[int, float, float, float]], after: int = 0) -> None:
+        """Rows (tokens, training loss, lr multiplier, gradient norm); those kept up to `after`, and beyond, stay."""
+        curve = pd.DataFrame(rows, columns=CURVE)
+        kept = self.curve(name)
+        if kept is not None and len(curve):
+            before, beyond = kept[kept.tokens <= after], kept[kept.tokens > curve.tokens.max()]
+            curve = pd.concat([before, curve[curve.tokens > after], beyond], ignore_index=True)
+        with whole(self.path("curves", f"{name}.parquet")) as temporary:
+            curve.to_parquet(temporary, index=False)
+
+    def curve(self, name: str) -> pd.DataFrame | None:
+        """A trunk's or a run's curve by fingerprint; None where there is none that can be read."""
+        try:
+            return pd.read_parquet(self.path("curves", f"{name}.parquet"))
+        except (FileNotFoundError, ValueError, OSError):  # pyarrow's complaints are these two
+            return None
+
+    # readings: derived from the records
+
+    def readings(self) -> pd.DataFrame:
+        """One row per record: contract 4's columns, and stage, trial, status, flops, seconds, bpb, fingerprints."""
+        frame = pd.DataFrame([flat(r) for r in self.records()])
+        return frame if len(frame) else pd.DataFrame(columns=READING)
+
+    def write_readings(self) -> pd.DataFrame:
+        frame = self.readings()
+        with whole(self.path("readings.parquet")) as temporary:
+            frame.to_parquet(temporary, index=False)
+        return frame
+
+    # one driver per study
+
+    def held(self) -> AbstractContextManager[None]:
+        """Holds the study for this process; raises UserError, naming host, pid and age, while another one does."""
+        return lock.held(self.path("driver.lock"))
+
+    @contextmanager
+    def driver(self) -> Iterator[None]:
+        """Holds the study, and tidies it."""
+        with self.held():
+            self.set_aside()
+            self.tidy()
+            yield
+
+    def take_over(self) -> None:
+        """Frees the study from a driver that is dead, wherever it ran; raises UserError where it lives."""
+        lock.free(self.path("driver.lock"))
+
+    def tidy(self) -> int:
+        """Removes what killed writers left unfinished; returns its bytes. Only for the one that holds the study."""
+        freed = 0
+        for left in self.unfinished():
+            freed += size(left)
+            discard(left)
+        return freed
+
+    def unfinished(self) -> list[Path]:
+        """Half-written files and checkpoints whose writer is dead."""
+        return [p for p in sorted(self.root.glob(f"**/{SAVING}*")) if not being_written(p)]
+
+    def set_aside(self) -> None:
+        """Moves records that no longer can be read out of the way, with a warning: their runs are measured again."""
+        for path in self.path("records").glob("*.json"):
+            if damaged(path):
+                aside = path.with_suffix(".unreadable")
+                os.replace(path, aside)
+                log.warning("%s cannot be read: kept as %s, and its run is measured again", path, aside.name)
+
+
+def intact(folder: Path) -> bool:
+    """Whether a checkpoint's files are what its manifest says."""
+    try:
+        manifest = read_json(folder / "manifest.json")
+        return manifest == {name: file_hash(folder / name) for name in CHECKPOINT}
+    except (ValueError, OSError):  # no JSON, no text, no file
+        return False
+
+
+READING = [
+    "stage",
+    "trial",
+    "status",
+    "N",
+    "D",
+    "C",
+    "loss",
+    "bpb",
+    "flops",
+    "seconds",
+    "tokens_trained",
+    "diverged_at",
+    "started",
+    "host",
+    "fingerprint",
+    "run",
+    "width",
+    "depth",
+    "N_embed",
+    "lr",
+    "batch_tokens",
+    "warmup",
+    "decay",
+    "decay_start",
+    "decay_shape",
+    "min_ratio",
+    "half_life",
+    "weight_decay",
+    "beta2",
+    "seed",
+    "seq_len",
+    "rules",
+    "corpus_hash",
+    "attention_logit",
+    "log_partition",
+    "clip_rate",
+    "spikes",
+    "eps_ratio",
+]
+
+
+def flat(r: Record) -> dict[str, Any]:
+    """A record as a row of the runs table; `run` is its trunk, `warmup` and the lengths are tokens."""
+    trunk, settings = r.run.trunk, r.run.trunk.settings
+    found = {
+        **settings.model_dump(),
+        **r.model_dump(exclude={"run"}),
+        "fingerprint": r.fingerprint_of,
+        "run": trunk.fingerprint,
+        "width": trunk.shape.width,
+        "depth": trunk.shape.depth,
+        "N_embed": r.N + trunk.body.vocab * trunk.shape.width,
+        "decay": r.run.decay_tokens / r.run.tokens,
+        "decay_start": r.run.decay_start,
+        "decay_shape": r.run.decay_shape,
+        "min_ratio": r.run.min_ratio,
+        "half_life": r.run.half_life,
+        "seed": trunk.seed,
+        "seq_len": trunk.body.seq_len,
+        "rules": trunk.rules,
+        "corpus_hash": data.identity(trunk.source),
+    }
+    edge = r.stability.model_dump() if r.stability is not None else {}
+    return {name: edge.get(name) if name in Stability.model_fields else found[name] for name in READING}

@@ -1,0 +1,25 @@
+"""A study file is the whole question: `load` reads it, `changes` says what a revision would change."""
+
+from tunnel.study.models import (
+    Budget,
+    Data,
+    Decay,
+    Limit,
+    Model,
+    Price,
+    Resources,
+    Rungs,
+    Sampler,
+    Stage,
+    Study,
+    Target,
+    Then,
+    Train,
+)
+from tunnel.study.reading import load, parse, read_text, schema
+from tunnel.study.revision import changes
+
+__all__ = [
+    "Budget", "Data", "Decay", "Limit", "Model", "Price", "Resources", "Rungs", "Sampler", "Stage", "Study", "Target",
+    "Then", "Train", "changes", "load", "parse", "read_text", "schema",
+]  # fmt: skip

@@ -1,0 +1,352 @@
+"""The study file (contract 3) as frozen values: what may be asked, and what each key must hold."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from tunnel.schedule import HALF_LIFE
+from tunnel.space import (
+    SHAPE,
+    Axis,
+    Choice,
+    Range,
+    Scalar,
+    amount,
+    check_lengths,
+    check_rules,
+    check_scalar,
+    parse_space,
+    whole,
+)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # names become paths: one allow-list before any is made
+
+
+def listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def once(values: tuple[object, ...]) -> tuple[object, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("names a value twice")
+    return values
+
+
+Once = AfterValidator(once)  # what stands twice would be asked once, and waited for twice
+Tokens = Annotated[int, BeforeValidator(whole), Field(gt=0)]
+Positive = Annotated[float, BeforeValidator(amount), Field(gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Then(Frozen):
+    """Data that joins a trunk after `from` tokens; tokenizer, vocabulary and split are those of [data]."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    at: Tokens = Field(alias="from")
+    corpus: str = "files"
+    paths: tuple[str, ...] = ()
+    text: str = "text"
+    share: float = Field(1.0, gt=0, le=1)  # of the sequences from there on
+
+    @model_validator(mode="after")
+    def together(self) -> Then:
+        if (self.corpus == "files") != bool(self.paths):
+            raise ValueError('paths belong to corpus = "files", and it needs them')
+        return self
+
+
+class Data(Frozen):
+    """What is read, and how it becomes tokens."""
+
+    corpus: str = "stdlib"  # stdlib | files | a datasets name
+    paths: tuple[str, ...] = ()  # of corpus "files": txt, jsonl, parquet; globs allowed
+    text: str = "text"  # the column of jsonl, parquet and hub rows
+    tokenizer: str = "bytes"  # bytes | a transformers tokenizer, by name or folder
+    vocab: int = Field(256, gt=1)
+    held_out: float = Field(0.05, gt=0, lt=0.5)  # of the documents, by the hash of their name
+    eval_tokens: Tokens = 32_768
+    then: tuple[Then, ...] = ()  # data that joins later
+
+    @model_validator(mode="after")
+    def together(self) -> Data:
+        if (self.corpus == "files") != bool(self.paths):
+            raise ValueError('paths belong to corpus = "files", and it needs them')
+        if list(self.then) != sorted(self.then, key=lambda t: t.at):
+            raise ValueError("then lists what joins later, earliest first")
+        return self
+
+
+class Model(Frozen):
+    """The body and its base shape: the shape at which every rule is the same model."""
+
+    head_dim: int = Field(64, gt=0)
+    base_width: int = Field(256, gt=0)
+    base_depth: int = Field(8, gt=0)
+    seq_len: int = Field(4096, gt=1)
+    ffn_ratio: float = Field(2.5, gt=0)  # MiniCPM  *from paper*
+    scale_emb: float = Field(12.0, gt=0)  # MiniCPM, Table 7  *from paper*
+    scale_depth: float = Field(1.4, gt=0)  # MiniCPM, Table 7  *from paper*
+    init_std: float = Field(0.1, gt=0)  # MiniCPM, Table 7  *from paper*
+
+
+class Train(Frozen):
+    """Settings that every stage starts from; a stage's `space` overrides them."""
+
+    lr: float = Field(0.01, gt=0)  # MiniCPM: best of six values from 0.04B to 2.1B  *from paper*
+    warmup: float = Field(0.02, ge=0)
+    decay: float = Field(0.1, gt=0, lt=1)  # MiniCPM: 10% is enough  *from paper*
+    decay_shape: str = "1-sqrt"
+    min_ratio: float = Field(0.0, ge=0, lt=1)
+    half_life: float = Field(HALF_LIFE, gt=0)  # of an exponential decay, as a part of its length
+    schedule: Literal["wsd", "cosine"] = "wsd"  # cosine: one cosine from warmup to the end, the baseline
+    batch_tokens: Tokens = 1 << 19
+    micro_batch_tokens: Tokens | None = None  # gradient accumulation: tokens of one pass
+    weight_decay: float = Field(0.0, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, gt=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)  # of the attention's weights
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @model_validator(mode="after")
+    def lengths(self) -> Train:
+        check_scalar("decay_shape", self.decay_shape)
+        check_lengths(self.warmup, self.decay)
+        return self
+
+
+class Target(Frozen):
+    """The big run that the study is about."""
+
+    name: Name
+    width: int = Field(gt=0)
+    depth: int = Field(gt=0)
+    kv_heads: int | None = Field(None, gt=0)
+    tokens: Tokens
+    seq_len: int | None = None
+    tokenizer: str | None = None
+    batch_tokens: Tokens | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+
+
+class Resources(Frozen):
+    """What one trial takes, and where the trials run."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+    backend: Literal["ray", "inline"] = "ray"  # inline: the same loop in this process
+    pack: int = Field(0, ge=0, le=256)  # trials of one shape that a worker trains as one batched model; 0: one by one
+
+
+class Price(Frozen):
+    """What an hour of the device costs and does; `plan` and `status` multiply with it."""
+
+    device: str = "CPU core"
+    flops_per_second: Positive = 1e10  # peak of one device
+    mfu: float = Field(1.0, gt=0, le=1)  # the share of the peak that training reaches
+    per_hour: float = Field(0.0, ge=0)
+    currency: str = "USD"
+
+
+class Limit(Frozen):
+    max_hours: float | None = Field(None, gt=0)
+
+
+class Budget(Frozen):
+    """How many trials, and how long each: exactly one of tokens, tokens_per_param, flops."""
+
+    trials: int = Field(16, gt=0, le=100_000)
+    tokens: Tokens | None = None
+    tokens_per_param: Positive | None = None  # per non-embedding parameter
+    flops: Positive | None = None  # full count, attention and logits included
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), Once] = (0,)
+
+
+class Rungs(Frozen):
+    """The readings' lengths D of a ladder: exactly one of the two."""
+
+    tokens: tuple[Tokens, ...] = ()
+    tokens_per_param: tuple[Positive, ...] = ()
+
+    @model_validator(mode="after")
+    def one(self) -> Rungs:
+        if bool(self.tokens) == bool(self.tokens_per_param):
+            raise ValueError("rungs needs exactly one of tokens, tokens_per_param")
+        return self
+
+
+class Decay(Frozen):
+    """One of several decays to each rung, off the same trunk; what is not said is the stage's own."""
+
+    decay: float | None = Field(None, gt=0, lt=1)
+    decay_shape: str | None = None
+    half_life: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def known(self) -> Decay:
+        if self.decay_shape is not None:
+            check_scalar("decay_shape", self.decay_shape)
+        return self
+
+    def values(self) -> dict[str, Scalar]:
+        return self.model_dump(exclude_none=True)
+
+
+class Sampler(Frozen):
+    name: Literal["tpe", "gp", "cmaes", "sobol", "random", "grid"] = "tpe"
+
+
+class Stage(Frozen):
+    """One sweep of a study: a search, whose trials a sampler finds, or a list of shapes × fan × rungs.
+
+    Listed are a `ladder` (a law's readings), a `batch` stage (several batches), a `verdict` (grids around the optimum
+    over widths, depths, rungs or batches, with seeds) and `noise` (seeds at one setting).
+    """
+
+    name: Name
+    kind: Literal["search", "ladder", "batch", "verdict", "noise"]
+    after: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
+    space: dict[str, Any] = {}
+    budget: Budget = Budget()
+    sampler: Sampler = Sampler()
+    shapes: Annotated[tuple[tuple[int, int], ...], Once] = ()
+    fan: Annotated[tuple[float, ...], Once] = ()
+    batches: Annotated[tuple[Tokens, ...], Once] = ()
+    rungs: Rungs | None = None
+    decays: Annotated[tuple[Decay, ...], Once] = ()
+    halving: int | None = Field(None, ge=2)  # at each rung one trial in so many goes on; needs rungs
+    widen: int = Field(2, ge=0)  # times that a fan may be widened on a side where its minimum lies at the edge
+    effect: float = Field(0.002, gt=0, lt=1)  # relative difference of losses that the study wants to see
+
+    @property
+    def axes(self) -> dict[str, Axis]:
+        """What this stage searches, or lists."""
+        return {k: v for k, v in parse_space(self.space).items() if isinstance(v, Range | Choice)}
+
+    @property
+    def fixed(self) -> dict[str, Scalar]:
+        """What this stage sets for all its trials."""
+        return {k: v for k, v in parse_space(self.space).items() if not isinstance(v, Range | Choice)}
+
+    @model_validator(mode="after")
+    def kind_fits(self) -> Stage:
+        parse_space(self.space)
+        (self._search if self.kind == "search" else self._listed)()
+        if self.halving and (self.rungs is None or self.length_of(self.rungs) < 2):
+            raise ValueError("halving compares trials at rungs: it needs at least two")
+        if "decay" in self.axes and any(d.decay is not None for d in self.decays):
+            raise ValueError("decays lists what space.decay searches: give one of them")
+        return self
+
+    @staticmethod
+    def length_of(rungs: Rungs) -> int:
+        return len(rungs.tokens) or len(rungs.tokens_per_param)
+
+    def _search(self) -> None:
+        if not self.axes:
+            raise ValueError("space is empty: a search needs at least one range")
+        for key in ("shapes", "fan", "batches"):
+            if getattr(self, key):
+                raise ValueError(f"{key} belongs to a ladder")
+        lengths = [k for k in ("tokens", "tokens_per_param", "flops") if getattr(self.budget, k) is not None]
+        if len(lengths) + (self.rungs is not None) != 1:
+            raise ValueError("budget needs exactly one of tokens, tokens_per_param, flops; or the stage has rungs")
+        shaped = [k for k in SHAPE if k in self.axes]
+        if shaped and lengths != ["flops"]:
+            raise ValueError(
+                f"{shaped[0]} is in the sampler's space, so the budget must be in flops: "
+                "at equal tokens the biggest shape would always win"
+            )
+
+    def _listed(self) -> None:
+        for name, axis in self.axes.items():
+            if isinstance(axis, Range) or name in ("lr", "batch_tokens", *SHAPE, *Decay.model_fields):
+                raise ValueError(f"{name}: a {self.kind} searches nothing; give shapes, fan, batches, rungs, decays")
+        if not self.shapes or self.rungs is None:
+            raise ValueError(f"a {self.kind} needs shapes and rungs")
+        if (self.kind == "batch" and not self.batches) or (self.kind == "ladder" and self.batches):
+            raise ValueError("batches belong to a batch or verdict stage, and a batch stage needs them")
+        if any(f <= 0 for f in self.fan):
+            raise ValueError("fan holds factors of the learning rate, above 0")
+        if any(w <= 0 or d <= 0 for w, d in self.shapes):
+            raise ValueError("shapes holds [width, depth] pairs above 0")
+
+
+class Study(Frozen):
+    """The whole question."""
+
+    question: str = Field(min_length=1)
+    family: Name = "gpt"
+    rules: Annotated[str, AfterValidator(check_rules)] = "minicpm"
+    seed: int = Field(0, ge=0)  # added to every seed: another draw of the whole study
+    data: Data = Data()
+    model: Model = Model()
+    train: Train = Train()
+    target: tuple[Target, ...] = Field(min_length=1)
+    resources: Resources = Resources()
+    price: Price = Price()
+    budget: Limit = Limit()
+    stage: tuple[Stage, ...] = Field(min_length=1)
+    small: dict[str, Any] = {}
+
+    def stage_named(self, name: str) -> Stage:
+        return next(s for s in self.stage if s.name == name)
+
+    @model_validator(mode="after")
+    def consistent(self) -> Study:
+        names: list[str] = []
+        for stage in self.stage:
+            if stage.name in names:
+                raise ValueError(f"stage {stage.name}: the name is taken")
+            for before in stage.after:
+                if before not in names:
+                    raise ValueError(f"stage {stage.name}: after names {before!r}, which is no earlier stage")
+            names.append(stage.name)
+        if len({t.name for t in self.target}) < len(self.target):
+            raise ValueError("target: two targets have one name")
+        for width, where in self._widths():
+            if width % self.model.head_dim:
+                raise ValueError(f"{where}: width {width} is not a multiple of model.head_dim {self.model.head_dim}")
+        for stage in self.stage:
+            axis, whole_ones = stage.axes.get("batch_tokens"), self.model.seq_len
+            if isinstance(axis, Range) and (axis.low % whole_ones or (axis.step or 1) % whole_ones):
+                raise ValueError(
+                    f"stage {stage.name}: batch_tokens: low and step must be multiples of model.seq_len {whole_ones} "
+                    "(log = false), or a batch stage lists the batches"
+                )
+        for target in self.target:
+            self._comparable(target)
+        return self
+
+    def _widths(self) -> list[tuple[int, str]]:
+        found = [(t.width, f"target {t.name}") for t in self.target] + [(self.model.base_width, "model.base_width")]
+        for stage in self.stage:
+            where = f"stage {stage.name}"
+            found += [(w, where) for w, _ in stage.shapes]
+            axis = stage.axes.get("width", stage.fixed.get("width"))
+            if isinstance(axis, Range):
+                found += [(int(w), where) for w in (axis.low, axis.high, axis.step or 1)]
+            elif isinstance(axis, int):
+                found.append((axis, where))
+        return found
+
+    def _comparable(self, target: Target) -> None:
+        """Losses compare only at equal sequence length and tokenizer (SCIENCE: a forecast across them is refused)."""
+        for key, ours in (("seq_len", self.model.seq_len), ("tokenizer", self.data.tokenizer)):
+            theirs = getattr(target, key)
+            if theirs is not None and theirs != ours:
+                raise ValueError(
+                    f"target {target.name}: {key} {theirs} differs from the proxies' {ours}; not comparable"
+                )
+        heads = target.width // self.model.head_dim
+        if target.kv_heads is not None and heads % target.kv_heads:
+            raise ValueError(f"target {target.name}: kv_heads {target.kv_heads} does not divide its {heads} heads")

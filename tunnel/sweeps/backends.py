@@ -1,0 +1,151 @@
+"""Where trials run: on a Ray Tune cluster (`tunnel.sweeps.on_ray`), or one after the other in this process.
+
+A backend takes trials from a `Queue` until there are none, and tells it every event and every end. What is trained,
+and what survives a kill, is `tunnel.training.forks`' affair.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunnel.errors import Stopped
+from tunnel.folder.store import Store
+from tunnel.run import Trial
+from tunnel.study import Data, Resources
+from tunnel.sweeps import hands
+from tunnel.training import data as corpora
+from tunnel.training.forks import Event
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # that ask for an end; SIGUSR1 is Slurm's warning
+PATIENCE = 7.0  # seconds for the workers to save at their step, of the 10 that a sweep may take to stop
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room says
+
+
+class Queue(Protocol):
+    """What a backend works on."""
+
+    def next(self) -> Trial | None:
+        """The next trial to start, or None where all are started."""
+
+    def left(self) -> int:
+        """How many are not handed out yet, as far as is known."""
+
+    def event(self, number: int, event: Event) -> bool:
+        """A slice of a trial, or a reading, has ended; answers whether the trial goes on."""
+
+    def ended(self, number: int, error: str | None) -> None:
+        """A trial has ended; `error` where the machine failed it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every trial needs beside itself; travels to the workers."""
+
+    folder: str
+    data: Data
+    seq_len: int
+    reads: bool
+    pack: int = 0  # trials of one shape that share their steps (`tunnel.training.pack`), at most; 0: each by itself
+
+    def corpus(self) -> corpora.Corpus | None:
+        return corpora.opened(self.data, self.seq_len) if self.reads else None
+
+    @property
+    def stop(self) -> Path:
+        """The file that asks every worker to save and stop."""
+        return Path(self.folder) / "stop"
+
+
+def run(
+    queue: Queue, work: Work, resources: Resources, *, address: str | None = None, max_concurrent: int | None = None
+) -> None:
+    """Runs the queue empty. Raises Stopped on a signal that asks for it, or a full disk; what is done is kept."""
+    try:
+        with stoppable(work.stop):
+            if resources.backend == "inline" and address is None:
+                inline(queue, work)
+            else:
+                environment(address)
+                from tunnel.sweeps import on_ray  # only now: Ray reads the environment once, when it is imported
+
+                on_ray.run(queue, work, resources, address, max_concurrent)
+    except KeyboardInterrupt:
+        raise Stopped(INTERRUPTED) from None
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        raise Stopped(no_space(e)) from None
+
+
+INTERRUPTED = "interrupted; the same command goes on"
+
+
+@contextmanager
+def stoppable(stop: Path) -> Iterator[None]:
+    """A signal makes the workers save at their step and stop; a second one, or their delay, interrupts at once."""
+    stop.unlink(missing_ok=True)  # of a driver that was killed
+
+    def ask(signum: int, frame: object) -> None:
+        if stop.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+    main = threading.current_thread() is threading.main_thread()
+    before: dict[signal.Signals, Any] = {s: signal.signal(s, ask) for s in (*SIGNALS, signal.SIGALRM)} if main else {}
+    try:
+        yield
+    finally:
+        if main:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for s, handler in before.items():
+            signal.signal(s, handler)
+        stop.unlink(missing_ok=True)
+
+
+def no_space(e: OSError) -> str:
+    return f"no space left on the disk ({e.filename or 'while writing'}); make room, and the same command goes on"
+
+
+def inline(queue: Queue, work: Work) -> None:
+    if work.reads:
+        from tunnel.training.train import one_thread  # only now: it imports torch
+
+        one_thread()  # as on a worker
+    corpus, keep = work.corpus(), Store(work.folder)
+    handed = hands.Hands(queue, work.pack)
+    while hand := handed.next():
+        for number, event in hands.events(hand, keep, corpus, work.pack):
+            goes_on = event is None or queue.event(number, event)
+            if event is not None and work.stop.exists():
+                raise Stopped(INTERRUPTED)
+            if event is None or not goes_on:
+                queue.ended(number, None)
+            if not goes_on:  # one by itself: what is judged is not packed
+                break
+
+
+def environment(address: str | None) -> None:
+    """What Ray and its workers read: no usage statistics, no loggers, and for a local cluster a token of its own."""
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",
+        TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
+        TUNE_DISABLE_SIGINT_HANDLER="1",
+        RAY_AIR_NEW_OUTPUT="0",
+    )
+    if address is None:
+        token = corpora.cache() / "ray-token"
+        token.parent.mkdir(parents=True, exist_ok=True)
+        if not token.exists():
+            with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
+                f.write(secrets.token_hex(32))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))

@@ -1,0 +1,54 @@
+"""All of it, in order: sweep, fit, recommend, export, train the target, check the forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tunnel import export, families
+from tunnel.answers import forecasts, ladder, recommend
+from tunnel.folder import store
+from tunnel.sweeps import launch, sweep
+
+Say = Callable[[str], None]
+
+
+def run(
+    where: str | Path,
+    out: str | Path | None = None,
+    *,
+    small: bool = False,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    watch: sweep.Watch | None = None,
+    say: Say = lambda text: None,
+) -> dict[str, Any]:
+    """Runs a study from its question to its checked forecast; what is done already is used again.
+
+    Returns the folder, `status`, the recommendation, the bundle's folder and the check. Raises UserError and Stopped.
+    """
+    asked, keep = sweep.opened(where, out, small=small)
+    say("training the proxies")
+    state = sweep.sweep(asked, keep, address=address, max_concurrent=max_concurrent, watch=watch)
+    say("fitting the ladder")
+    fit = ladder.fitted(asked, keep)
+    told = recommend.recommend(asked, keep)
+    name, span = told["target"]["name"], f"{told['low']:.4f} to {told['high']:.4f}"
+    say(f"forecast for {name}: {told['forecast']:.4f} ({span}), registered")
+    to = "hf" if hasattr(families.load(asked.family), "config_dict") else "json"
+    bundle = keep.path("export", to)
+    if store.read_json(bundle / "recommendation.json") != told:
+        export.export(told, to, bundle, force=True)
+    say("training the target")
+    launch.train(asked, keep, address=address, watch=watch)
+    checked = forecasts.check(keep, told["target"]["name"])
+    return {
+        "folder": str(keep.root),
+        "status": sweep.status(asked, keep),
+        "sweep": state["trials"],
+        "fit": fit,
+        "recommendation": told,
+        "bundle": str(bundle),
+        "check": checked,
+    }

@@ -1,0 +1,1 @@
+"""One run: the corpus, the model in training, trunks and forks, packs."""

@@ -1,0 +1,222 @@
+"""Many proxies of one shape as one batched model: a fan's members differ in lr, seed and data, not in a tensor's size.
+
+One stacked forward and backward fills every member's gradients; then each member clips, steps and notes by itself,
+as `train.Trained` does alone. The members' parameters are slices of the stack, so that they evaluate, save and restore
+as ever. On the CPU, in fp32, a member has the bits of training it by itself, whoever trains beside  *measured here*:
+widths 32 to 256; the tests ask for equal bits among packs, and for rounding against `Trained`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch.nn import functional as F
+
+from tunnel.errors import Stopped
+from tunnel.folder.store import Store
+from tunnel.run import Trial
+from tunnel.training import forks
+from tunnel.training.data import Corpus
+from tunnel.training.forks import packable
+from tunnel.training.train import Trained
+
+
+class Pack:
+    """Members that step together, each at its own tokens and multiplier.
+
+    From then on a member trains here and no longer by its own `step`; one that has diverged or ended is left out by
+    packing the others anew. Asserts that the members are `packable`.
+    """
+
+    def __init__(self, members: Sequence[Trained]) -> None:
+        first, model = members[0], cast(Any, members[0].model)
+        assert all(packable(first.trunk, m.trunk) for m in members)
+        self.members, self.config, self.device = list(members), model.config, first.device
+        assert self.config.model_type == "granite"
+        self.named = [dict(m.model.named_parameters()) for m in members]
+        self.weights: dict[str, torch.Tensor] = {}
+        self.captured: Captured | None = None
+        for name in self.named[0]:
+            stack = torch.stack([own[name].detach() for own in self.named])
+            for own, part in zip(self.named, stack, strict=True):
+                own[name].data = part
+            self.weights[name] = stack.requires_grad_()
+        positions = torch.arange(first.trunk.body.seq_len, device=self.device)[None]
+        self.cos, self.sin = (x[0] for x in model.model.rotary_emb(torch.zeros(1, device=self.device), positions))
+
+    def step(self, multipliers: Sequence[float]) -> list[bool]:
+        """Trains a batch of every member at its multiplier of its peak; False for those that have diverged."""
+        batch = torch.stack([m.batch() for m in self.members])
+        if self.device.type == "cuda" and self.captured is None:
+            self.captured = Captured(self.backward, batch, list(self.weights.values()))
+        losses = (self.captured or self.backward)(batch)
+        for name, stack in self.weights.items():
+            assert stack.grad is not None
+            for own, gradient in zip(self.named, stack.grad, strict=True):
+                own[name].grad = gradient
+            stack.grad = None
+        return [m.update(x, f) for m, x, f in zip(self.members, losses, multipliers, strict=True)]
+
+    def backward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Every member's loss on its part of (members, n, seq_len + 1), and the gradients of all."""
+        trunk, losses = self.members[0].trunk, torch.zeros(len(self.members), device=self.device)
+        for part in batch.split(trunk.settings.micro_batch_tokens // trunk.body.seq_len, dim=1):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.settings.precision == "bf16"):
+                part_losses = self.losses(part) * (part.shape[1] / batch.shape[1])
+            part_losses.sum().backward()
+            losses += part_losses.detach()
+        return losses
+
+    def losses(self, sequences: torch.Tensor) -> torch.Tensor:
+        """Every member's mean next-token cross-entropy in nats; sequences are (members, n, seq_len + 1).
+
+        The forward pass of `GraniteForCausalLM`, with a leading dimension.
+        """
+        c, (size, n, length) = self.config, sequences.shape
+        rows = n * (length - 1)
+        embedding = self.weights["model.embed_tokens.weight"]
+        offsets = torch.arange(size, device=self.device)[:, None] * c.vocab_size
+        tokens = sequences[:, :, :-1].reshape(size, rows) + offsets
+        x = F.embedding(tokens, embedding.flatten(0, 1)) * c.embedding_multiplier
+        for layer in range(c.num_hidden_layers):
+            at = f"model.layers.{layer}."
+            x = x + self.attention(self.norm(x, at + "input_layernorm"), at + "self_attn.", n) * c.residual_multiplier
+            x = x + self.mlp(self.norm(x, at + "post_attention_layernorm"), at + "mlp.") * c.residual_multiplier
+        logits = torch.bmm(self.norm(x, "model.norm"), embedding.transpose(1, 2)) / c.logits_scaling
+        targets = sequences[:, :, 1:].flatten(1)
+        # each by itself, so that a mean sums in the order in which `Trained` does
+        return torch.stack([F.cross_entropy(own.float(), wanted) for own, wanted in zip(logits, targets, strict=True)])
+
+    def attention(self, x: torch.Tensor, at: str, n: int) -> torch.Tensor:
+        c, (size, rows, _) = self.config, x.shape
+        head_dim = c.hidden_size // c.num_attention_heads
+        q, k, v = (
+            self.linear(x, f"{at}{name}_proj").view(size * n, rows // n, -1, head_dim).transpose(1, 2) for name in "qkv"
+        )
+        grouped = c.num_attention_heads != c.num_key_value_heads
+        seen = F.scaled_dot_product_attention(
+            self.rotated(q), self.rotated(k), v, is_causal=True, scale=c.attention_multiplier, enable_gqa=grouped
+        )
+        return self.linear(seen.transpose(1, 2).reshape(size, rows, -1), at + "o_proj")
+
+    def mlp(self, x: torch.Tensor, at: str) -> torch.Tensor:
+        gate, up = (self.linear(x, f"{at}{name}_proj") for name in ("gate", "up"))
+        return self.linear(F.silu(gate) * up, at + "down_proj")
+
+    def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return torch.bmm(x, self.weights[name + ".weight"].transpose(1, 2))
+
+    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return scaled * self.weights[name + ".weight"][:, None]
+
+    def rotated(self, x: torch.Tensor) -> torch.Tensor:
+        low, high = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-high, low], -1) * self.sin
+
+
+class Captured:
+    """`work` on a GPU, with the gradients it leaves, as one CUDA graph: a small model's step is bound by its launches.
+
+    The steps are torch's for capturing a backward pass (pytorch.org, CUDA semantics, "Whole-network capture").
+    """
+
+    def __init__(
+        self, work: Callable[[torch.Tensor], torch.Tensor], batch: torch.Tensor, leaves: list[torch.Tensor]
+    ) -> None:
+        self.batch, self.leaves, self.graph = batch.clone(), leaves, torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # torch's number: libraries choose and allocate before the capture
+                work(self.batch)
+                self.clear()
+        torch.cuda.current_stream().wait_stream(side)
+        with torch.cuda.graph(self.graph):
+            self.result = work(self.batch)
+        self.gradients = [leaf.grad for leaf in leaves]
+
+    def clear(self) -> None:
+        for leaf in self.leaves:
+            leaf.grad = None
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.batch.copy_(batch)
+        self.graph.replay()
+        for leaf, gradient in zip(self.leaves, self.gradients, strict=True):
+            leaf.grad = gradient
+        return self.result.clone()
+
+
+def stepper(grown: Any) -> Callable[[float], bool]:
+    """One model's step as a pack takes it: the same bits as among others."""
+    pack = Pack([grown])
+    return lambda multiplier: pack.step([multiplier])[0]
+
+
+class Together:
+    """Trials that train as one pack: each by `forks.stepwise`, their steps as one.
+
+    The trunks must be `packable`. Of each trial what `forks.grow` writes and says, and the same bits however many train
+    together: one that ends, diverges or is stopped leaves the others as they are.
+    """
+
+    def __init__(self, trials: Sequence[Trial], keep: Store, corpus: Corpus | None) -> None:
+        self.trials = {t.number: t for t in trials}
+        self.growing = {t.number: forks.stepwise(t, keep, corpus, packed=len(trials)) for t in trials}
+        self.answers: dict[int, bool | None] = dict.fromkeys(self.growing)
+        self.wanted: dict[int, forks.Step] = {}
+        self.rng: dict[int, torch.Tensor] = {}
+        self.pack: Pack | None = None
+        self.stopped: Stopped | None = None
+
+    def events(self) -> Iterator[tuple[int, forks.Event | None]]:
+        """What the trials say, with their numbers; None where one has ended.
+
+        Raises Stopped where that was asked, once every trial has kept its state.
+        """
+        while self.growing:
+            for number in list(self.growing):
+                while number in self.growing and number not in self.wanted:
+                    said = self.go_on(number)
+                    if isinstance(said, forks.Step):
+                        self.wanted[number] = said
+                    elif said is not None or self.stopped is None:
+                        yield number, said
+            self.step()
+        if self.stopped is not None:
+            raise self.stopped
+
+    def go_on(self, number: int) -> forks.Event | forks.Step | None:
+        """Lets a trial run to what it next says; every trial has a random state of its own."""
+        if number in self.rng:
+            torch.set_rng_state(self.rng[number])
+        try:
+            return self.growing[number].send(self.answers.pop(number, None))
+        except StopIteration:
+            del self.growing[number]
+        except Stopped as e:
+            self.stopped = e
+            del self.growing[number]
+        finally:
+            self.rng[number] = torch.get_rng_state()
+        return None
+
+    def step(self) -> None:
+        """One step of every trial that wants one, as a pack."""
+        members: list[Any] = [w.grown for w in self.wanted.values()]
+        if not members:
+            return
+        if self.pack is None or self.pack.members != members:
+            self.pack = Pack(members)
+        alive = self.pack.step([w.multiplier for w in self.wanted.values()])
+        self.answers.update(zip(self.wanted, alive, strict=True))
+        self.wanted.clear()
+
+    def stop(self, number: int) -> None:
+        """Ends one trial where it is."""
+        self.growing.pop(number).close()
+        self.wanted.pop(number, None)
+        self.answers.pop(number, None)

@@ -1,0 +1,1 @@
+"""Where the best setting lies: minima with intervals, how they move, where training breaks. numpy only."""

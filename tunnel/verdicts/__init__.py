@@ -1,0 +1,1 @@
+"""Does a setting transfer: penalty, drift, coordinate check, law."""
