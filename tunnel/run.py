@@ -226,7 +226,7 @@ class Record(Value):
     slices: dict[str, float] = {}  # held-out loss by corpus, where data joined; `loss` is the first corpus'
     final: dict[str, str] = {}  # what the finished model was: digests of weights, moments, RNG; see `forks.digests`
     stability: Stability | None = None
-    packed: int = 0  # trials that shared its steps (`tunnel.training.pack`); 0: trained by itself
+    packed: int = 0  # trials that shared its steps (`tunnel.training.pack`); 0: the reference loop's
     started: str  # UTC, ISO 8601
     seconds: float
     host: str

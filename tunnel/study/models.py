@@ -144,7 +144,7 @@ class Resources(Frozen):
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     backend: Literal["ray", "inline"] = "ray"  # inline: the same loop in this process
-    pack: int = Field(0, ge=0, le=256)  # trials of one shape that a worker trains as one batched model; 0: one by one
+    pack: int = Field(1, ge=1, le=256)  # trials of one shape that a worker trains as one batched model
 
 
 class Price(Frozen):

@@ -54,7 +54,7 @@ class Work:
     data: Data
     seq_len: int
     reads: bool
-    pack: int = 0  # trials of one shape that share their steps (`tunnel.training.pack`), at most; 0: each by itself
+    pack: int = 1  # trials of one shape that share their steps (`tunnel.training.pack`), at most
 
     def corpus(self) -> corpora.Corpus | None:
         return corpora.opened(self.data, self.seq_len) if self.reads else None
@@ -124,7 +124,7 @@ def inline(queue: Queue, work: Work) -> None:
     corpus, keep = work.corpus(), Store(work.folder)
     handed = hands.Hands(queue, work.pack)
     while hand := handed.next():
-        for number, event in hands.events(hand, keep, corpus, work.pack):
+        for number, event in hands.events(hand, keep, corpus):
             goes_on = event is None or queue.event(number, event)
             if event is not None and work.stop.exists():
                 raise Stopped(INTERRUPTED)

@@ -52,11 +52,12 @@ class Hands:
         return hand
 
 
-def events(
-    hand: Sequence[Trial], keep: Store, corpus: Corpus | None, pack: int
-) -> Iterator[tuple[int, forks.Event | None]]:
-    """What the trials of a hand say, with their numbers; None where one has ended. Raises as `forks.grow` does."""
-    if pack and all(forks.packable(hand[0].trunk, t.trunk) for t in hand):
+def events(hand: Sequence[Trial], keep: Store, corpus: Corpus | None) -> Iterator[tuple[int, forks.Event | None]]:
+    """What the trials of a hand say, with their numbers; None where one has ended. Raises as `forks.grow` does.
+
+    One that could share its steps takes them as a pack does, also by itself: a trial's bits do not depend on its hand.
+    """
+    if all(forks.packable(hand[0].trunk, t.trunk) for t in hand):
         from tunnel.training.pack import Together  # only now: it imports torch
 
         yield from Together(hand, keep, corpus).events()

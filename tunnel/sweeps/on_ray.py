@@ -186,7 +186,7 @@ class Proxy(tune.Trainable):
     def begin(self, config: dict[str, Any]) -> None:
         work: Work = config["work"]
         hand = [Trial.model_validate_json(t) for t in config["trials"]]
-        self.events = hands.events(hand, Store(work.folder), work.corpus(), work.pack)
+        self.events = hands.events(hand, Store(work.folder), work.corpus())
         self.rung, self.left = 0, len(hand)
 
     def step(self) -> dict[str, Any]:

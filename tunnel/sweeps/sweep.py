@@ -126,7 +126,7 @@ def sweep(
             queue = StageQueue(asked, stage, handed, keep, identity, watch)
             if queue.asker.free():
                 most = 1 if stage.halving else asked.resources.pack  # what may be stopped is handed out by itself
-                packed = replace(work, pack=min(most, asked.resources.pack))
+                packed = replace(work, pack=most)
                 backends.run(queue, packed, asked.resources, address=address, max_concurrent=max_concurrent)
             queue.show(force=True)
             if queue.live.failed:

@@ -2,12 +2,15 @@
 
 One stacked forward and backward fills every member's gradients; then each member clips, steps and notes by itself,
 as `train.Trained` does alone. The members' parameters are slices of the stack, so that they evaluate, save and restore
-as ever. On the CPU, in fp32, a member has the bits of training it by itself, whoever trains beside  *measured here*:
-widths 32 to 256; the tests ask for equal bits among packs, and for rounding against `Trained`.
+as ever. A pack of one is how a sweep trains a single model: it has the forward pass written out, and so is faster than
+the reference loop where models are small  *measured here*. On the CPU, in fp32, a member has the bits of training it by
+itself, whoever trains beside  *measured here*: widths 32 to 256; the tests ask for equal bits among packs, and for
+rounding against `Trained`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -21,6 +24,8 @@ from tunnel.training import forks
 from tunnel.training.data import Corpus
 from tunnel.training.forks import packable
 from tunnel.training.train import Trained
+
+log = logging.getLogger(__name__)
 
 
 class Pack:
@@ -37,7 +42,8 @@ class Pack:
         assert self.config.model_type == "granite"
         self.named = [dict(m.model.named_parameters()) for m in members]
         self.weights: dict[str, torch.Tensor] = {}
-        self.captured: Captured | None = None
+        self.work: Callable[[torch.Tensor], torch.Tensor] = self.backward
+        self.captured = self.device.type != "cuda"  # or it was tried
         for name in self.named[0]:
             stack = torch.stack([own[name].detach() for own in self.named])
             for own, part in zip(self.named, stack, strict=True):
@@ -49,15 +55,23 @@ class Pack:
     def step(self, multipliers: Sequence[float]) -> list[bool]:
         """Trains a batch of every member at its multiplier of its peak; False for those that have diverged."""
         batch = torch.stack([m.batch() for m in self.members])
-        if self.device.type == "cuda" and self.captured is None:
-            self.captured = Captured(self.backward, batch, list(self.weights.values()))
-        losses = (self.captured or self.backward)(batch)
+        if not self.captured:
+            self.capture(batch)
+        losses = self.work(batch)
         for name, stack in self.weights.items():
             assert stack.grad is not None
             for own, gradient in zip(self.named, stack.grad, strict=True):
                 own[name].grad = gradient
             stack.grad = None
         return [m.update(x, f) for m, x, f in zip(self.members, losses, multipliers, strict=True)]
+
+    def capture(self, batch: torch.Tensor) -> None:
+        """From here on a step is a CUDA graph, or, where this device and these sizes have none, what it was."""
+        self.captured = True
+        try:
+            self.work = Captured(self.backward, batch, list(self.weights.values()))
+        except RuntimeError as e:
+            log.warning("steps are launched one operation at a time, for they could not be captured: %s", e)
 
     def backward(self, batch: torch.Tensor) -> torch.Tensor:
         """Every member's loss on its part of (members, n, seq_len + 1), and the gradients of all."""
