@@ -80,7 +80,7 @@ def is_old(seen: load.Opened) -> bool:
 def judged_at(root: str, at: tuple[load.Stamp, ...], _asked: Study, _readings: pd.DataFrame) -> dict[str, Found]:
     """`verdict.verdicts` of readings, without the coordinate check. Raises UserError where nothing can be judged."""
     rows = verdict.judged_rows(_asked, _readings)
-    by_rules = {str(r): verdict.of_rules(_asked, own) for r, own in rows.groupby("rules")}
+    by_rules = verdict.by_rules(_asked, rows)
     settings = [s for s in verdict.SETTINGS if any(s in found for found in by_rules.values())]
     return {s: own_first(_asked.rules, {r: f[s] for r, f in by_rules.items() if s in f}) for s in settings}
 

@@ -186,6 +186,11 @@ def asked(tmp_path: Path) -> study.Study:
     return study.parse(STUDY, tmp_path / "v.toml")
 
 
+def judged_by_rule(tmp_path: Path, rows: pd.DataFrame) -> dict[str, Any]:
+    [found] = verdict.by_rules(asked(tmp_path), rows).values()
+    return found
+
+
 def test_the_axes_are_separate(tmp_path: Path) -> None:
     """Width holds still, depth drifts by a law, D does something else."""
     widths = [{"width": w} for w in (32, 64, 128)]
@@ -196,7 +201,7 @@ def test_the_axes_are_separate(tmp_path: Path) -> None:
     def best(p: dict[str, float]) -> float:
         return irregular[p["D"]] * (p["depth"] / 2) ** -0.25
 
-    found = verdict.of_rules(asked(tmp_path), readings(best, [*widths, *depths, *tokens]))["lr"]
+    found = judged_by_rule(tmp_path, readings(best, [*widths, *depths, *tokens]))["lr"]
     assert {a: o["verdict"] for a, o in found["over"].items()} == {
         "width": "transfers",
         "depth": "drifts by this law",
@@ -223,7 +228,7 @@ def test_only_like_is_compared_with_like(tmp_path: Path) -> None:
     """The farthest line answers; another weight decay's readings, whose best lr is another, stay out of it."""
     rows = [{"width": w} for w in (32, 64, 128)] + [{"width": w, "weight_decay": 0.2} for w in (32, 64)]
     frame = readings(lambda p: 0.006 if p["weight_decay"] else 0.01, rows)
-    found = verdict.of_rules(asked(tmp_path), frame)["lr"]["over"]["width"]
+    found = judged_by_rule(tmp_path, frame)["lr"]["over"]["width"]
     assert found["verdict"] == "transfers"
     assert [m["best"] for m in found["minima"]] == pytest.approx([0.01] * 3, rel=0.05)
     (other,) = found["lines"]
@@ -235,7 +240,7 @@ def test_lengths_that_batches_round_apart_are_one_length(tmp_path: Path) -> None
     places = [{"batch_tokens": b, "D": 1_000_000 // b * b, "warmup": 30_000 // b * b} for b in (1024, 2048, 4096)]
     frame = readings(lambda p: 0.006 * (p["batch_tokens"] / 1024) ** 0.5, places)
     frame = frame.assign(warmup=30_000 // frame.batch_tokens * frame.batch_tokens)
-    found = verdict.of_rules(asked(tmp_path), cells.comparable(frame))["lr"]["over"]
+    found = judged_by_rule(tmp_path, cells.comparable(frame))["lr"]["over"]
     assert list(found) == ["B"]
     assert found["B"]["verdict"] == "drifts by this law"
     assert found["B"]["law"]["b"] == pytest.approx(0.5, abs=0.05)
@@ -250,7 +255,7 @@ def test_another_setting_stands_at_its_best_lr(tmp_path: Path) -> None:
         return frame.assign(weight_decay=weight_decay, loss=frame.loss * rise)
 
     frame = pd.concat([at(wd, w) for wd in (0.05, 0.1, 0.2, 0.4, 0.8) for w in (32, 64, 128)])
-    found = verdict.of_rules(asked(tmp_path), frame)
+    found = judged_by_rule(tmp_path, frame)
     assert set(found) == {"lr", "weight_decay"}
     assert found["weight_decay"]["verdict"] == "transfers"
     assert [m["best"] for m in found["weight_decay"]["over"]["width"]["minima"]] == pytest.approx([0.2] * 3, rel=0.1)
@@ -261,7 +266,7 @@ def test_a_value_that_diverged_is_left_out_and_bounds_lr_max(tmp_path: Path) -> 
     frame = readings(lambda p: 0.01, [{"width": w} for w in (32, 64)])
     dead = (frame.lr > 0.025) & (frame.seed == 1)
     frame = frame.assign(status=np.where(dead, "diverged", "complete"), loss=frame.loss.where(~dead))
-    found = verdict.of_rules(asked(tmp_path), frame)["lr"]
+    found = judged_by_rule(tmp_path, frame)["lr"]
     assert found["verdict"] == "transfers"
     assert all(max(m["values"]) < 0.025 for m in found["over"]["width"]["minima"])
     assert found["lr_max"]["status"] == "fitted"
@@ -272,7 +277,7 @@ def test_a_value_that_diverges_at_the_larger_size_does_not_transfer(tmp_path: Pa
     frame = readings(lambda p: 0.01 * 32 / p["width"], [{"width": w} for w in (32, 64)])
     dead = (frame.width == 64) & (frame.lr > 0.0075)
     frame = frame.assign(status=np.where(dead, "diverged", "complete"), loss=frame.loss.where(~dead))
-    found = verdict.of_rules(asked(tmp_path), frame)["lr"]
+    found = judged_by_rule(tmp_path, frame)["lr"]
     assert found["verdict"] == "does not transfer"
     assert "diverges" in found["reason"]
     assert found["penalty_percent"] is None
@@ -282,7 +287,7 @@ def test_a_value_that_diverges_at_the_larger_size_does_not_transfer(tmp_path: Pa
 @pytest.mark.parametrize("grid", [1, 2])
 def test_too_few_values_are_refused(tmp_path: Path, grid: int) -> None:
     frame = readings(lambda p: 0.01, [{"width": w} for w in (32, 64)])
-    found = verdict.of_rules(asked(tmp_path), frame[frame.lr.isin(sorted(set(frame.lr))[:grid])])
+    found = judged_by_rule(tmp_path, frame[frame.lr.isin(sorted(set(frame.lr))[:grid])])
     assert found == {} if grid == 1 else found["lr"]["verdict"] == "refused"
 
 
@@ -370,3 +375,14 @@ def test_it_is_kept_until_the_readings_change(swept: tuple[study.Study, Store, d
 def test_a_study_that_read_nothing_is_told_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sweep it first"):
         verdict.verdicts(asked(tmp_path), Store(tmp_path))
+
+
+def test_a_control_of_one_seed_is_held_against_the_noise_of_the_others(tmp_path: Path) -> None:
+    """One whose best lr falls with width, too irregularly for a law: shown not to transfer, and no more is asked."""
+    own = readings(lambda p: 0.01, [{"width": w} for w in (32, 64, 128)])
+    fall = {32: 0.014, 64: 0.0075, 128: 0.0075}
+    control = readings(lambda p: fall[int(p["width"])], [{"width": w, "seeds": 1} for w in fall], rules="standard")
+    found = verdict.by_rules(asked(tmp_path), pd.concat([own, control]))
+    assert found["minicpm"]["lr"]["verdict"] == "transfers"
+    assert found["standard"]["lr"]["verdict"] == "does not transfer"
+    assert found["standard"]["lr"]["noise"] == verdict.by_rules(asked(tmp_path), own)["minicpm"]["lr"]["noise"]

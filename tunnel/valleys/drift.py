@@ -281,7 +281,7 @@ def compared(sizes: Array, valleys: Sequence[Valley], noise: Sequence[float], na
 
     transfers: the smallest size's best value gives away, at every larger one, at most max(0.1%, noise) at its 90% upper
     bound. drifts by this law: the line through the smaller sizes' minima does so at the held-out largest. refused: an
-    edge, no curvature, or noise that leaves both open.
+    edge, no curvature, or noise that leaves open whether it transfers; noise that leaves only the law open does not.
     """
     faults = [f"{v.fault} at {n}" for v, n in zip(valleys, names, strict=True) if v.fault]
     if faults:
@@ -315,8 +315,10 @@ def compared(sizes: Array, valleys: Sequence[Valley], noise: Sequence[float], na
     found = replace(found, law_penalty=held, reason=f"{found.reason}; {why}")
     if held.high <= limits[-1]:
         return replace(found, verdict="drifts by this law")
-    if open_ or held.percent <= limits[-1]:
+    if open_:
         return replace(found, verdict="refused", reason=f"not settled: {found.reason}; more seeds would settle it")
+    if held.percent <= limits[-1]:
+        return replace(found, reason=f"{found.reason}; more seeds would settle whether that law holds")
     return found
 
 

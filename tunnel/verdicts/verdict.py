@@ -26,7 +26,7 @@ from tunnel.valleys import drift, stability
 from tunnel.verdicts import cells, coordinates
 from tunnel.verdicts.cells import AXES, SETTINGS, Floors, Place
 
-METHOD = 1  # of this file, `cells` and `drift`: another one makes the verdicts again
+METHOD = 2  # of this file, `cells` and `drift`: another one makes the verdicts again
 SEVERITY = ("transfers", "drifts by this law", "refused", "does not transfer")  # a study answers by the worst
 # One seed cannot show that another one's whole valley tilts: bounds of 90% then held 79% (simulated)  *measured here*
 LEAST_SEEDS = 3  # SCIENCE §3  *from paper*
@@ -47,16 +47,16 @@ def verdicts(asked: Study, keep: Store, *, check: bool = True, say: Say = lambda
         return kept
     rows = judged_rows(asked, readings)
     checked = coordinates_of(asked, keep, rows, say) if check else {}
-    by_rules = {str(r): of_rules(asked, rows[rows.rules == r]) for r in rows.rules.unique()}
-    for rules, found in by_rules.items():
+    ruled = by_rules(asked, rows)
+    for rules, found in ruled.items():
         if "lr" in found:
             found["lr"] |= {"coordinates": checked.get(rules), "checked": check}
-    own = asked.rules if asked.rules in by_rules else str(rows.rules.mode()[0])
-    names = [s for s in SETTINGS if any(s in found for found in by_rules.values())]
+    own = asked.rules if asked.rules in ruled else str(rows.rules.mode()[0])
+    names = [s for s in SETTINGS if any(s in found for found in ruled.values())]
     answer = {}
     for name in names:
-        others = {r: found[name] for r, found in by_rules.items() if r != own and name in found}
-        mine = by_rules[own].get(name) or nothing("refused", f"no readings under rules {own} vary it")
+        others = {r: found[name] for r, found in ruled.items() if r != own and name in found}
+        mine = ruled[own].get(name) or nothing("refused", f"no readings under rules {own} vary it")
         answer[name] = {**mine, "rules": own, "compared": others, "readings_hash": identity}
     if not answer:
         raise UserError("no setting was read at three values of one shape: sweep a stage of kind verdict", key="stage")
@@ -77,9 +77,14 @@ def judged_rows(asked: Study, readings: pd.DataFrame) -> pd.DataFrame:
 # lines: one axis, everything else equal
 
 
-def of_rules(asked: Study, rows: pd.DataFrame) -> dict[str, Any]:
-    """All settings' verdicts under one rule."""
-    measured = cells.floors(rows)
+def by_rules(asked: Study, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """All settings' verdicts under every rule; where none of a rule's seeds tell the noise, the others' do."""
+    everyone = cells.floors(rows)
+    return {str(r): of_rules(asked, own, cells.floors(own) or everyone) for r, own in rows.groupby("rules")}
+
+
+def of_rules(asked: Study, rows: pd.DataFrame, measured: Floors) -> dict[str, Any]:
+    """All settings' verdicts under one rule, held against the noise that was measured."""
     noise = noise_rows(asked, measured)
     found = {}
     for setting in SETTINGS:
