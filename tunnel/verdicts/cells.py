@@ -131,7 +131,7 @@ def floors(rows: pd.DataFrame) -> Floors:
     """The noise floor by (width, depth, D, B), where seeds tell it."""
     found = {}
     for key, own in grouped(rows[rows.status == "complete"], list(AXES.values())):
-        groups = [g.loss.to_numpy(float) for _, g in grouped(own, ["rules", *CONTEXT])]
+        groups = [g.loss.to_numpy(float) for _, g in grouped(own, CONTEXT)]
         floor = stability.noise_floor(groups)
         if floor is not None:
             found[tuple(map(float, key))] = floor

@@ -79,8 +79,9 @@ def judged_rows(asked: Study, readings: pd.DataFrame) -> pd.DataFrame:
 
 def by_rules(asked: Study, rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """All settings' verdicts under every rule; where none of a rule's seeds tell the noise, the others' do."""
-    everyone = cells.floors(rows)
-    return {str(r): of_rules(asked, own, cells.floors(own) or everyone) for r, own in rows.groupby("rules")}
+    ruled = {str(r): (own, cells.floors(own)) for r, own in rows.groupby("rules")}
+    everyone = {place: floor for _, floors in ruled.values() for place, floor in floors.items()}
+    return {r: of_rules(asked, own, floors or everyone) for r, (own, floors) in ruled.items()}
 
 
 def of_rules(asked: Study, rows: pd.DataFrame, measured: Floors) -> dict[str, Any]:
