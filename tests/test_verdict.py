@@ -171,9 +171,10 @@ def readings(best_lr: Callable[[dict[str, float]], float], places: list[dict[str
     rows = []
     for place in places:
         own = {"width": 32, "depth": 2, "D": 1e6, "batch_tokens": 1024, "weight_decay": 0.0, **place}
+        seeds = int(own.pop("seeds", 3))
         n = own["depth"] * 12 * own["width"] ** 2
         for lr in (0.01 * g for g in GRID):
-            for seed in range(int(own.pop("seeds", 3))):
+            for seed in range(seeds):
                 rng = np.random.default_rng([seed, int(1e6 * lr), int(n), int(own["D"])])
                 loss = 2 * math.exp(H * math.log(lr / best_lr(own)) ** 2) * (1 + 0.0005 * rng.normal())
                 rows.append({**own, "N": n, "lr": lr, "seed": seed, "loss": loss})
