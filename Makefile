@@ -34,6 +34,8 @@ bench: venv
 	$(BIN)/python benchmarks/calibration.py
 	$(if $(TABLE),$(BIN)/python benchmarks/fit.py $(TABLE))
 	$(BIN)/python benchmarks/halving.py
+	$(BIN)/python benchmarks/optimum.py
+	$(BIN)/python benchmarks/next_runs.py
 	$(BIN)/python benchmarks/train.py --compiled
 	$(BIN)/python benchmarks/demo.py
 

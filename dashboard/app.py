@@ -13,6 +13,7 @@ PAGES = {
     "curves": ("Curves", ":material/show_chart:"),
     "laws": ("Laws", ":material/trending_down:"),
     "recommendation": ("Recommendation", ":material/task_alt:"),
+    "forecasts": ("Forecasts", ":material/insights:"),
 }
 
 

@@ -18,7 +18,8 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
-from tunnel import sampler
+from tunnel import sampler, tuned
+from tunnel.answers import forecasts as registered
 from tunnel.answers import ladder
 from tunnel.errors import UserError
 from tunnel.folder import store
@@ -148,7 +149,7 @@ def status_at(root: str, at: tuple[Any, ...]) -> dict[str, Any]:
 
 
 @st.cache_data(max_entries=KEPT, show_spinner="Reading the records …")
-def readings_at(root: str, at: Stamp) -> tuple[pd.DataFrame, list[str]]:
+def readings_at(root: str, at: tuple[Stamp, ...]) -> tuple[pd.DataFrame, list[str]]:
     """The readings, and the names of the records that cannot be read."""
     keep = Store(root)
     try:
@@ -162,6 +163,11 @@ def readings_at(root: str, at: Stamp) -> tuple[pd.DataFrame, list[str]]:
                 broken.append(path.name)
         whole = pd.DataFrame(rows, columns=store.READING)
         return whole.sort_values(["started", "D"], ignore_index=True), broken
+
+
+@st.cache_data(max_entries=32, show_spinner="Joining the forecasts …")
+def forecasts_at(root: str, at: tuple[Stamp, ...]) -> dict[str, Any]:
+    return registered.every(Store(root))
 
 
 @st.cache_data(max_entries=KEPT, show_spinner=False)
@@ -196,7 +202,7 @@ def opened(root: Path) -> Opened:
     except UNREADABLE as e:
         problems.append(f"study.toml: {said(e)}")
     measured = tree_stamp(root / "records")
-    readings, broken = readings_at(str(root), measured)
+    readings, broken = readings_at(str(root), (measured, stamp(root / "shared.json")))
     problems += [f"records/{name} is not whole" for name in broken]
     resolved = part(root, "study.resolved.json", ("stages",), problems)
     ladders = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
@@ -279,6 +285,15 @@ def status(root: Path) -> dict[str, Any] | None:
         return None
 
 
+def forecasts(root: Path) -> tuple[dict[str, Any] | None, str]:
+    """What `tunnel check DIR --all` prints; None, and why, where the folder cannot say."""
+    at = (stamp(root / registered.FILE), stamp(root / "target.json"), tree_stamp(root / "records"))
+    try:
+        return forecasts_at(str(root), at), ""
+    except UNREADABLE as e:
+        return None, said(e)
+
+
 def alive(root: Path) -> Alive | None:
     """The sweep that holds the folder, or that left its progress behind; None where there is neither."""
     try:
@@ -296,8 +311,7 @@ def alive(root: Path) -> Alive | None:
 
 def of_stage(seen: Opened, stage: str) -> pd.DataFrame:
     """A stage's readings, with those that it shares: a record is kept once, under the stage that measured it."""
-    rows = seen.readings
-    return rows[(rows.stage == stage) | rows.fingerprint.isin(states(seen.root, stage))]
+    return seen.readings[tuned.asked_by(seen.readings, stage)]
 
 
 def states(root: Path, stage: str) -> dict[str, str]:

@@ -128,7 +128,15 @@ def charts(app: AppTest) -> int:
 
 # every page, on every kind of folder
 
-FINISHED = {"overview": 1, "valleys": 2, "transfer": 4, "curves": 2, "laws": 2, "recommendation": 0}  # figures
+FINISHED = {
+    "overview": 1,
+    "valleys": 2,
+    "transfer": 4,
+    "curves": 2,
+    "laws": 2,
+    "recommendation": 0,
+    "forecasts": 2,
+}  # figures
 
 
 @pytest.mark.parametrize(("page", "figures"), FINISHED.items())

@@ -15,7 +15,16 @@ import pytest
 
 pytest.importorskip("plotly")
 
-from dashboard import curve_figures, figures, groups, law_figures, stability_figures, style, transfer_figures
+from dashboard import (
+    curve_figures,
+    figures,
+    forecast_figures,
+    groups,
+    law_figures,
+    stability_figures,
+    style,
+    transfer_figures,
+)
 from dashboard.curve_figures import Grown
 from dashboard.judge import Line
 from tunnel.study import Stage
@@ -172,6 +181,19 @@ def several_decays() -> pd.DataFrame:
     return pd.concat([long, brief])
 
 
+def forecasts(measured: bool = True) -> list[dict]:
+    """Forecasts of 2.0 ± 0.1 of which every fourth missed, as `tunnel check DIR --all` lists them."""
+    found = []
+    for i, kind in enumerate(["rolling"] * 9 + ["target", "counterfactual"]):
+        loss = 2.15 if i % 4 == 3 else 2.0 + 0.05 * math.sin(i)
+        told = {"forecast": 2.0, "low": 1.9, "high": 2.1, "lr": 0.005 * 2**i, "distance": 0.1 * i, "target": f"run {i}"}
+        known = {"measured": loss, "error_percent": 100 * (2.0 / loss - 1), "inside": 1.9 <= loss <= 2.1}
+        unknown = dict.fromkeys(known)
+        fate = {"status": "complete", **known} if measured else {"status": "waiting", **unknown}
+        found.append({"kind": kind, **told, **fate})
+    return found
+
+
 def grown(lr: float, stopped: bool = False) -> Grown:
     rows = several_decays().assign(lr=lr, run=str(lr))
     return Grown(rows.head(1) if stopped else rows, curve(0, 160_000), FORKS, stopped)
@@ -211,6 +233,12 @@ FIGURES = {
     "law": lambda: law_figures.law(fit()),
     "law, checked": lambda: law_figures.law(fit(), CHECK),
     "holdouts": lambda: law_figures.holdouts(fit()),
+    "forecasts": lambda: forecast_figures.in_order(forecasts()),
+    "forecasts, one": lambda: forecast_figures.in_order(forecasts()[:1]),
+    "forecasts, by distance": lambda: forecast_figures.by_distance(forecasts()),
+    "forecasts, none measured": lambda: forecast_figures.by_distance(forecasts(measured=False)),
+    "three lrs": lambda: forecast_figures.contrast(forecasts()[:3]),
+    "three lrs, waiting": lambda: forecast_figures.contrast(forecasts(measured=False)[:3]),
 }
 EVIDENCE = {"lr": {"value": 0.01, "low": 0.008, "high": 0.012, "source": "valley's fitted minimum", "caution": ""}}
 FORKS = {"32-1-100000": curve(80_000, 100_000), "32-1-200000": curve(160_000, 200_000)}
@@ -460,3 +488,28 @@ def test_a_figure_holds_what_may_be_compared(stage: dict, changed: dict, names: 
     found = groups.of(rows.assign(**changed), asked)
     assert list(found) == names
     assert sum(len(r) for r in found.values()) == 2
+
+
+# forecasts
+
+
+def test_a_forecast_s_interval_and_its_fate_are_drawn() -> None:
+    fig = forecast_figures.in_order(forecasts())
+    assert "9 of 11 forecasts (82%) lay inside" in fig.layout.title.text.replace("<br>", " ")
+    bars, *marks = fig.data
+    assert bars.y[:2] == pytest.approx([-5.0, 5.0])  # % of the forecast
+    fates = {trace.name: trace for trace in marks}
+    assert list(fates) == ["rolling, inside", "rolling, outside", "target, inside", "counterfactual, inside"]
+    assert all(abs(y) <= 5 for y in fates["rolling, inside"].y)
+    assert list(fates["rolling, outside"].x) == [4, 8]
+    assert all(y > 5 for y in fates["rolling, outside"].y)
+    parts = {trace.name: trace.y for trace in forecast_figures.by_distance(forecasts()).data}
+    assert max(parts["rolling, inside"]) <= 1 < min(parts["rolling, outside"])
+
+
+def test_the_best_of_three_lrs_is_named() -> None:
+    rows = forecasts()[:3]
+    rows[1] = {**rows[1], "measured": 1.91}
+    assert forecast_figures.contrast_finding(rows).startswith("run 1 was best")
+    lost = [{**r, "measured": None, "status": "diverged"} for r in rows]
+    assert "diverged" in forecast_figures.contrast_finding(lost)

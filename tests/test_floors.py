@@ -23,7 +23,7 @@ HOMES = {  # a heavy library: who may import it
     "torch": {"families", "training/train", "training/pack", "verdicts/coordinates", "sweeps/on_ray", "export"},
     "transformers": {"families", "training/data", "export"},
     "datasets": {"training/data"},
-    "optuna": {"sampler"},
+    "optuna": {"sampler", "pareto"},
     "ray": {"sweeps/on_ray"},
     "scipy": {"laws"},
     "streamlit": {"dashboard"},

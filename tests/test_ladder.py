@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from conftest import TINY
 
+from tunnel import tuned
 from tunnel.answers import ladder, recommend
 from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
@@ -203,3 +204,20 @@ def test_a_diverged_reading_is_part_of_what_a_fit_rests_on(folder: tuple[Study, 
     lost = readings.assign(loss=readings.loss.where(readings.index > 0), status=readings.status)
     assert ladder.hash_of(asked, lost) != ladder.hash_of(asked, readings)
     assert ladder.hash_of(asked, lost) == ladder.hash_of(asked, lost.iloc[::-1])
+
+
+def test_a_reading_that_two_stages_ask_for_is_in_both(tmp_path: Path) -> None:
+    """Measured once, under the first; the ladder has all its shapes, also where an older folder has not noted it."""
+    text = (Path(__file__).parent.parent / "studies/calibration.toml").read_text()
+    before, stage = text.split("[[stage]]")[0], '[[stage]]\nname = "%s"\nkind = "ladder"\nshapes = %s\n'
+    stage += 'fan = [0.5, 1, 2]\nrungs = { tokens = ["32M", "64M", "128M"] }\n'
+    study_file = tmp_path / "two.toml"
+    study_file.write_text(before + stage % ("first", "[[64, 4]]") + stage % ("last", "[[64, 4], [96, 6], [128, 8]]"))
+    asked, keep = sweep.opened(study_file, tmp_path / "two")
+    for _ in range(2):
+        sweep.sweep(asked, keep)
+        assert keep.readings().stage.value_counts().to_dict() == {"first": 9, "last": 18}
+        found = tuned.of_stage(keep.readings(), "last")
+        assert found.width.value_counts().to_dict() == {64: 9, 96: 9, 128: 9}
+        assert set(ladder.fitted(asked, keep)["laws"])
+        keep.path("shared.json").unlink()

@@ -125,7 +125,7 @@ def test_a_record_of_another_version_or_run_stays_and_is_refused(tmp_path: Path)
 def test_readings_are_the_records_as_a_table(tmp_path: Path) -> None:
     trunk = trunk_spec(shape=(48, 3), seed=4)
     keep = Store(tmp_path)
-    assert list(keep.readings().columns) == store.READING
+    assert list(keep.readings().columns) == [*store.READING, "shared"]
     runs = run_spec(trunk, 8, 2), run_spec(trunk, 16, 4)
     keep.write_record(record(runs[0]))
     keep.write_record(record(runs[1], None, diverged_at=5 * BATCH))
@@ -149,7 +149,7 @@ def test_readings_are_the_records_as_a_table(tmp_path: Path) -> None:
     assert {k: row[k] for k in expected} == expected
     import pandas as pd
 
-    assert list(pd.read_parquet(tmp_path / "readings.parquet").columns) == store.READING
+    assert list(pd.read_parquet(tmp_path / "readings.parquet").columns) == [*store.READING, "shared"]
 
 
 # the chain
@@ -355,7 +355,7 @@ def test_a_takeover_from_a_living_process_here_is_refused(tmp_path: Path) -> Non
 
 def test_a_driver_whose_lock_was_taken_ends(tmp_path: Path) -> None:
     """It was cut off and is back: at its next beat it sees that the lock is no longer its own."""
-    fast = HOLD.replace("with", "from tunnel import lock\nlock.BEAT_SECONDS = 0.05\nwith", 1)
+    fast = HOLD.replace("with", "from tunnel.folder import lock\nlock.BEAT_SECONDS = 0.05\nwith", 1)
     other = subprocess.Popen(
         [sys.executable, "-c", fast, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
 
 from tunnel import plan, tuned
+from tunnel.answers import recommend
 from tunnel.run import Record
 from tunnel.sampler import states
-from tunnel.sweeps import sweep
+from tunnel.sweeps import pipeline, sweep
 
 TUNNEL = [sys.executable, "-m", "tunnel.cli"]
 STUDY = """
@@ -86,6 +89,15 @@ def written(
     return path
 
 
+def short(folder: Path, corpus: Path, **changed: Any) -> Path:
+    """The same without Ray, and two shapes at one lr for a ladder."""
+    path = written(folder, corpus, backend="inline", **changed)
+    old = "shapes = [[16, 1], [24, 1], [32, 2]]\nfan = [0.5, 1, 2]\n"
+    assert old in STUDY
+    path.write_text(path.read_text().replace(old, "shapes = [[16, 1], [24, 1]]\n"))
+    return path
+
+
 def tunnel(*args: object, cwd: Path, **options: object) -> subprocess.CompletedProcess[str]:
     call = [*TUNNEL, *map(str, args)]
     return subprocess.run(call, cwd=cwd, capture_output=True, text=True, timeout=400, **options)  # type: ignore[call-overload]
@@ -105,12 +117,11 @@ def test_run_on_ray_then_all_is_used_again(tmp_path: Path, corpus: Path) -> None
     assert found["check"]["registered"] < found["check"]["started"]
     before = records(tmp_path / "runs/tiny")
     assert len(before) == 6 + 9 * 2 + 1
-    again = tunnel("run", study, "--json", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    again = pipeline.run(study, tmp_path / "runs/tiny")
     assert records(tmp_path / "runs/tiny") == before
-    assert json.loads(again.stdout)["recommendation"] == found["recommendation"]
-    stored = tunnel("recommend", "runs/tiny", "--json", cwd=tmp_path).stdout
-    assert stored == tunnel("recommend", study, "--json", cwd=tmp_path).stdout
+    assert again["recommendation"] == found["recommendation"]
+    by_file, by_folder = (sweep.located(where, tmp_path / "runs/tiny") for where in (study, tmp_path / "runs/tiny"))
+    assert recommend.recommend(*by_file) == recommend.recommend(*by_folder) == found["recommendation"]
 
 
 @pytest.mark.slow
@@ -266,7 +277,7 @@ def test_a_signal_saves_at_the_step_a_second_one_stops_at_once(
 
 @pytest.mark.fault(14)
 def test_interrupted_sweep_says_so_and_can_be_resumed(tmp_path: Path, corpus: Path) -> None:
-    study, folder = written(tmp_path, corpus), tmp_path / "runs/tiny"
+    study, folder = short(tmp_path, corpus, trials=24), tmp_path / "runs/tiny"
     with started(study, cwd=tmp_path) as driver:
         wait_for(lambda: len(records(folder)) >= 1, driver)
         began = time.monotonic()
@@ -429,13 +440,23 @@ def test_an_added_rung_trains_the_new_part_of_every_trial(study_file: Callable[.
     assert {t["value"] for t in retried} == set(new.loss), "a trial's value is its last rung's"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A swept study whose fan widened itself."""
+    text = TINY
+    for old, new in SWEPT[1:]:
+        assert old in text
+        text = text.replace(old, new, 1)
+    path = tmp_path_factory.mktemp("whole") / "tiny.toml"
+    path.write_text(text)
+    sweep.sweep(*sweep.opened(path, path.parent / "out"))
+    return path.parent / "out"
+
+
 @pytest.mark.parametrize("gone", ["one record", "the database"])
-def test_what_is_gone_is_made_again_from_what_is_left(
-    study_file: Callable[..., Path], tmp_path: Path, gone: str
-) -> None:
-    study = study_file(*SWEPT[1:])
-    asked, keep = sweep.opened(study, tmp_path / "out")
-    before, measured = sweep.sweep(asked, keep), results(tmp_path / "out")
+def test_what_is_gone_is_made_again_from_what_is_left(whole: Path, tmp_path: Path, gone: str) -> None:
+    asked, keep = sweep.frozen(Path(shutil.copytree(whole, tmp_path / "out")))
+    before, measured = sweep.status(asked, keep), results(keep.root)
     if gone == "the database":
         keep.path("optuna.db").unlink()
     else:
@@ -445,7 +466,7 @@ def test_what_is_gone_is_made_again_from_what_is_left(
         assert sweep.status(asked, keep)["state"] != "complete"
     found = sweep.sweep(asked, keep)
     assert found["trials"] == before["trials"]
-    assert results(tmp_path / "out") == measured
+    assert results(keep.root) == measured
     retried = [t for s in asked.stage for t in states(keep.root, s.name) if t["retry_of"] is not None]
     assert len(retried) == (gone == "one record")
 
@@ -481,7 +502,7 @@ def test_tokens_trained_against_from_scratch(
 
 @pytest.mark.fault(8)
 def test_diverged_trials_are_answers(tmp_path: Path, corpus: Path) -> None:
-    study = written(tmp_path, corpus, backend="inline", low=1e-2, high=1e5, trials=6)
+    study = short(tmp_path, corpus, low=1e-2, high=1e5, trials=6)
     asked, keep = sweep.opened(study, tmp_path / "out")
     found = sweep.sweep(asked, keep)
     assert found["trials"]["diverged"] >= 1
@@ -496,33 +517,41 @@ def test_diverged_trials_are_answers(tmp_path: Path, corpus: Path) -> None:
     assert not behind & dead, "left out of the fits"
 
 
-def test_full_disk_stops_with_a_message_and_loses_nothing(tmp_path: Path, corpus: Path) -> None:
-    study = written(tmp_path, corpus, backend="inline")
+Filled = tuple[Path, str, dict[str, float], dict[str, Any]]  # the study; what was said, recorded; the status at the end
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Filled:
+    """A sweep that ran out of room, and then had it."""
+    folder = tmp_path_factory.mktemp("filled")
+    study = short(folder, corpus, trials=2)
 
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (160_000, 160_000))  # below a trunk's state at 24×1, above the rest
 
-    full = tunnel("sweep", study, cwd=tmp_path, preexec_fn=small_files)
+    full = tunnel("sweep", study, cwd=folder, preexec_fn=small_files)
     assert full.returncode == 75, full.stderr
-    assert "no space" in full.stderr
-    assert "Traceback" not in full.stderr
-    before = records(tmp_path / "runs/tiny")
-    again = tunnel("sweep", study, "--json", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["trials"]["complete"] == 15
-    assert {n: t for n, t in records(tmp_path / "runs/tiny").items() if n in before} == before
+    before = records(folder / "runs/tiny")
+    return study, full.stderr, before, sweep.sweep(*sweep.opened(study, folder / "runs/tiny"))
 
 
-def test_a_changed_question_is_refused_and_an_added_one_is_not(tmp_path: Path, corpus: Path) -> None:
-    study = written(tmp_path, corpus, backend="inline")
-    asked, keep = sweep.opened(study, tmp_path / "out")
-    sweep.sweep(asked, keep)
-    before = study.read_text()
-    study.write_text(before.replace("trials = 6", "trials = 7"))
-    more = tunnel("sweep", study, "--out", tmp_path / "out", "--json", cwd=tmp_path)
-    assert more.returncode == 0, more.stderr
-    assert json.loads(more.stdout)["trials"]["complete"] == 16
+def test_full_disk_stops_with_a_message_and_loses_nothing(filled: Filled) -> None:
+    study, said, before, found = filled
+    assert "no space" in said
+    assert "Traceback" not in said
+    assert found["trials"]["complete"] == 2 + 2
+    assert before
+    assert {n: t for n, t in records(study.parent / "runs/tiny").items() if n in before} == before
+
+
+def test_a_changed_question_is_refused_and_an_added_one_is_not(filled: Filled, tmp_path: Path) -> None:
+    before = filled[0].read_text()
+    shutil.copytree(filled[0].parent / "runs/tiny", tmp_path / "out")
+    study = tmp_path / "tiny.toml"
+    study.write_text(before.replace("trials = 2", "trials = 3"))
+    more = sweep.sweep(*sweep.opened(study, tmp_path / "out"))
+    assert more["trials"]["complete"] == 3 + 2
     assert (tmp_path / "out/study.1.toml").read_text() == before
     study.write_text(before.replace("decay = 0.25", "decay = 0.3"))
     other = tunnel("sweep", study, "--out", tmp_path / "out", cwd=tmp_path)

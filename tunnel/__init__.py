@@ -4,7 +4,7 @@ The floors, from the ground up (a floor imports only lower ones; `tests/test_flo
 
     0 vocabulary    errors  schedule  space  study/  run
     1 mathematics   transfer  laws/  valleys/
-    2 instruments   families/  training/  folder/  table  tuned  sampler
+    2 instruments   families/  training/  folder/  table  tuned  sampler  pareto
     3 product       plan  sweeps/  doctor
     3 answers       verdicts/  answers/  export/
     4 faces         show  cli  dashboard/

@@ -47,19 +47,36 @@ def small(scale: str) -> bool:
 
 
 @app.command()
-def plan(study: StudyPath, out: Out = None, scale: Scale = "full", as_json: Json = False) -> None:
+def plan(
+    study: StudyPath,
+    out: Out = None,
+    scale: Scale = "full",
+    next_: Annotated[
+        int | None,
+        typer.Option("--next", min=1, help="Additions to the ladder that narrow the interval most per FLOP."),
+    ] = None,
+    target: TargetName = None,
+    as_json: Json = False,
+) -> None:
     """What would run: readings, N, D, FLOPs, hours, money, learning rates. Starts nothing.
 
     Example: tunnel plan studies/minicpm.toml
+
+    With --next, of a study that is swept: what to add to its ladder, at what cost, and the interval expected then.
     """
     from tunnel import plan as planning
     from tunnel import show
     from tunnel.sweeps import sweep
 
-    asked, _ = sweep.located(study, out, small=small(scale))
+    asked, keep = sweep.located(study, out, small=small(scale))
     with about(study):
         found = planning.plan(asked)
-    say(found, as_json, show.plan)
+    if next_ is None:
+        say(found, as_json, show.plan)
+        return
+    from tunnel.answers import next_runs
+
+    say({**found, "next": next_runs.proposed(asked, keep, next_, target)}, as_json, show.next_runs)
 
 
 @app.command()
@@ -130,28 +147,46 @@ def fit(
     table: Annotated[Path, typer.Argument(help="A runs table (CSV or Parquet), a study file, or a study's folder.")],
     law: Annotated[str | None, typer.Option(help="The law; default: chosen by hold-outs.")] = None,
     delta: Annotated[float, typer.Option(help="Huber's delta, on log loss.")] = 1e-3,
+    misfit: Annotated[str, typer.Option(help="What a fit minimises: huber, squares, or envelope.")] = "huber",
     columns: Annotated[str, typer.Option(help="Renames: N=n,D=t,C=flops.")] = "",
     drop: Annotated[list[str] | None, typer.Option(help="Leave out rows where this column is not zero.")] = None,
     predict: Annotated[Path | None, typer.Option(help="A table of targets to forecast.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where the forecasts go; of a study: its folder.")] = None,
+    budget: Annotated[float | None, typer.Option(help="FLOPs of training: the best N and D for them.")] = None,
+    inference: Annotated[str | None, typer.Option(help="Tokens to be served, such as 2T: the cheapest in all.")] = None,
     target: TargetName = None,
     as_json: Json = False,
 ) -> None:
     """Fit laws to a study's ladder, or to your own runs.
 
-    Example: tunnel fit runs.csv --columns N=n,D=t --law chinchilla
+    Example: tunnel fit runs.csv --columns N=n,D=t --law chinchilla --budget 1e21
     """
     from tunnel import show
+    from tunnel.answers import budget as budgeting
+
+    spent = budgeting.asked(budget, inference)
 
     if table.is_dir() or table.suffix == ".toml":
         from tunnel.answers import ladder
         from tunnel.sweeps import sweep as sweeping
 
-        say(ladder.fitted(*sweeping.located(table, out), target), as_json, show.ladder)
+        asked, keep = sweeping.located(table, out)
+        found = ladder.fitted(asked, keep, target)
+        say(budgeting.of_ladder(found, keep, spent) if spent else found, as_json, show.ladder)
         return
     from tunnel import table as tables
 
-    found = tables.fit_report(table, law, delta, columns=renames(columns), drop=drop or [], predict=predict, out=out)
+    found = tables.fit_report(
+        table,
+        law,
+        delta,
+        columns=renames(columns),
+        drop=drop or [],
+        predict=predict,
+        out=out,
+        budget=spent,
+        misfit=misfit,
+    )
     say(found, as_json, show.fit)
 
 
@@ -183,7 +218,15 @@ def verdict(
 
 
 @app.command()
-def recommend(folder: StudyPath, out: Out = None, target: TargetName = None, as_json: Json = False) -> None:
+def recommend(
+    folder: StudyPath,
+    out: Out = None,
+    target: TargetName = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on where it would not be honest; the file says so.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """The target's settings with intervals, evidence and cautions; registers the forecast of its loss.
 
     Example: tunnel recommend runs/quickstart
@@ -192,7 +235,7 @@ def recommend(folder: StudyPath, out: Out = None, target: TargetName = None, as_
     from tunnel.answers import recommend as recommending
     from tunnel.sweeps import sweep as sweeping
 
-    say(recommending.recommend(*sweeping.located(folder, out), target), as_json, show.recommendation)
+    say(recommending.recommend(*sweeping.located(folder, out), target, force=force), as_json, show.recommendation)
 
 
 @app.command()
@@ -231,33 +274,63 @@ def export(
 
 @app.command()
 def train(
-    folder: StudyPath, out: Out = None, target: TargetName = None, address: Address = None, as_json: Json = False
+    folder: StudyPath,
+    out: Out = None,
+    target: TargetName = None,
+    address: Address = None,
+    counterfactual: Annotated[
+        bool, typer.Option("--counterfactual", help="Instead: the recommended lr, half and double it, forecast first.")
+    ] = False,
+    hours: Annotated[
+        float | None, typer.Option(min=0, help="What these may take of one device; default: as the proxies took.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """The full-size run from the recommendation; the same command goes on where it stopped.
 
     Example: tunnel train runs/quickstart
+
+    With --counterfactual, the largest affordable shape between proxies and target is forecast and trained at three
+    learning rates; exit 1 where another than the recommended one is better by more than noise.
     """
     from tunnel import show
     from tunnel.sweeps import launch
     from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
+    if counterfactual:
+        with watching(as_json) as watch:
+            found = launch.contrast(asked, keep, target, hours=hours, address=address, watch=watch)
+        say(found, as_json, show.contrast)
+        raise typer.Exit(0 if found["holds"] else 1)
     with watching(as_json) as watch:
         found = launch.train(asked, keep, target, address=address, watch=watch)
     say(found, as_json, show.trained)
 
 
 @app.command()
-def check(folder: StudyPath, out: Out = None, target: TargetName = None, as_json: Json = False) -> None:
+def check(
+    folder: StudyPath,
+    out: Out = None,
+    target: TargetName = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every forecast that the study ever registered.")] = False,
+    as_json: Json = False,
+) -> None:
     """The registered forecast against what was measured; exit 1 where the interval missed.
 
     Example: tunnel check runs/quickstart
+
+    With --all, exit 1 where fewer lay inside than 90% intervals allow.
     """
     from tunnel import show
     from tunnel.answers import forecasts, ladder
     from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
+    if all_:
+        found = forecasts.every(keep)
+        say(found, as_json, show.forecasts)
+        raise typer.Exit(0 if found["enough"] else 1)
     found = forecasts.check(keep, ladder.target_named(asked, target).name)
     say(found, as_json, show.check)
     raise typer.Exit(0 if found["inside"] else 1)

@@ -86,8 +86,8 @@ def trial(
 ) -> Trial:
     """A stage's candidate as a trunk with forks at its rungs; raises UserError where the lengths do not fit."""
     shape = shape_of(require_shape(stage, values))
-    forks = [d.values() for d in stage.decays]
-    return build(study, shape, values, lengths(study, stage, shape), seed, stage.name, number, corpus_hash, forks)
+    forks, rungs = [d.values() for d in stage.decays], lengths(study, stage, shape, values)
+    return build(study, shape, values, rungs, seed, stage.name, number, corpus_hash, forks)
 
 
 def target_trial(study: Study, target: Target, values: Values, corpus_hash: str = "") -> Trial:
@@ -107,15 +107,16 @@ def require_shape(stage: Stage, values: Values) -> Values:
     return values
 
 
-def lengths(study: Study, stage: Stage, shape: Shape) -> list[float]:
+def lengths(study: Study, stage: Stage, shape: Shape, values: Values) -> list[float]:
     """The readings' D of a stage at a shape (tokens, not rounded)."""
     family, body = families.load(study.family), body_of(study)
     n = family.count(shape, body)
     if stage.rungs is not None:
         return [float(t) for t in stage.rungs.tokens] or [r * n for r in stage.rungs.tokens_per_param]
     b = stage.budget
-    if b.flops is not None:
-        return [b.flops / family.flops_per_token(shape, body)]
+    flops = values["flops"] if "flops" in stage.axes else b.flops
+    if flops is not None:
+        return [float(flops) / family.flops_per_token(shape, body)]
     return [float(b.tokens)] if b.tokens is not None else [float(b.tokens_per_param or 0) * n]
 
 
@@ -338,5 +339,6 @@ def check_targets(study: Study) -> None:
 
 
 def biggest(stage: Stage) -> dict[str, Any]:
-    """The upper corner of a stage's space: the largest shape, the longest warmup and decay."""
-    return {**stage.fixed, **{k: a.high for k, a in stage.axes.items() if isinstance(a, Range)}}
+    """The corner where lengths fit least: the largest shape, the longest warmup and decay, the fewest FLOPs."""
+    ranges = {k: a for k, a in stage.axes.items() if isinstance(a, Range)}
+    return {**stage.fixed, **{k: a.low if k == "flops" else a.high for k, a in ranges.items()}}

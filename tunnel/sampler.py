@@ -27,8 +27,9 @@ from optuna.samplers import (
 )
 from optuna.trial import FrozenTrial, TrialState
 
+from tunnel.pareto import ParetoSampler
 from tunnel.run import Record, Trial
-from tunnel.space import DIMENSIONS, Choice, Range, Scalar
+from tunnel.space import DIMENSIONS, Axis, Choice, Scalar
 from tunnel.study import Stage
 from tunnel.valleys import fans
 from tunnel.valleys.halving import losses
@@ -38,7 +39,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 GRID_POINTS = 5  # of a range without a step, in a grid  *assumed*
 TPE_WINDOW = 8  # trials before TPE models anything  *assumed*
-LEARNING = ("tpe", "gp", "cmaes")  # from what they are told; the others' candidates are known beforehand
+LEARNING = ("tpe", "gp", "cmaes", "pareto")  # from what they are told; the others' candidates are known beforehand
 Outcome = Literal["complete", "pruned", "diverged", "failed"]
 Runs = Callable[[Mapping[str, Scalar], int], Trial]  # of a candidate at a seed, as it is planned now
 
@@ -52,12 +53,16 @@ class Ask:
     seed: int
 
 
-def distribution(axis: Range | Choice, kind: str) -> BaseDistribution:
+def distribution(axis: Axis, kind: str) -> BaseDistribution:
     if isinstance(axis, Choice):
         return CategoricalDistribution(list(axis.values))
     if kind == "int":
         return IntDistribution(int(axis.low), int(axis.high), log=axis.log, step=1 if axis.log else axis.step or 1)
     return FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def distributions(axes: Mapping[str, Axis]) -> dict[str, BaseDistribution]:
+    return {k: distribution(a, DIMENSIONS[k].kind) for k, a in axes.items()}
 
 
 def listed_distributions(stage: Stage, candidates: list[dict[str, Scalar]]) -> dict[str, BaseDistribution]:
@@ -74,10 +79,11 @@ def listed_distributions(stage: Stage, candidates: list[dict[str, Scalar]]) -> d
     return found
 
 
-def sampler(name: str, seed: int, asked: int = 0) -> BaseSampler:
-    """Optuna's sampler by the study file's name, every option that 5.0 changed passed explicitly.
+def sampler(name: str, seed: int, asked: int = 0, axes: Mapping[str, Axis] | None = None) -> BaseSampler:
+    """The sampler by the study file's name, every option that Optuna 5.0 changed passed explicitly.
 
-    A random stream begins anew with every process, so `asked`, the trials so far, is part of its seed.
+    A random stream begins anew with every process, so `asked`, the trials so far, is part of its seed. `axes`: what is
+    searched, which only `pareto` must know.
     """
     new = (seed + 100_003 * asked) % 2**32
     makers: dict[str, Callable[[], BaseSampler]] = {
@@ -86,6 +92,7 @@ def sampler(name: str, seed: int, asked: int = 0) -> BaseSampler:
         "cmaes": lambda: CmaEsSampler(seed=new),
         "sobol": lambda: QMCSampler(qmc_type="sobol", scramble=True, seed=seed, warn_independent_sampling=False),
         "random": lambda: RandomSampler(seed=new),
+        "pareto": lambda: ParetoSampler(distributions(axes or {}), axes or {}, seed),
     }
     return makers[name]()
 
@@ -144,12 +151,12 @@ class Asker:
         self.drawn: list[dict[str, Scalar]] = []  # of a search whose sampler learns nothing
         name = "random"  # a list leaves nothing to sample
         if candidates is None:
-            self.distributions = {k: distribution(a, DIMENSIONS[k].kind) for k, a in stage.axes.items()}
+            self.distributions = distributions(stage.axes)
             if stage.sampler.name in LEARNING:
                 name = stage.sampler.name
             else:
                 self.drawn = drawn(stage.sampler.name, seed, self.distributions, stage.budget.trials)
-        self.study.sampler = sampler(name, seed, len(self.trials()))
+        self.study.sampler = sampler(name, seed, len(self.trials()), stage.axes)
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
@@ -183,7 +190,7 @@ class Asker:
 
     def slot(self, t: FrozenTrial) -> Slot:
         """A listed candidate goes by its values, since a revision may put others before it."""
-        return t.user_attrs.get("candidate") if self.listed is None else key(t.params), t.user_attrs.get("seed", -1)
+        return t.user_attrs.get("candidate") if self.listed is None else key(t.params), planned_seed(t)
 
     def free(self) -> dict[Slot, dict[str, Scalar] | None]:
         """What is still to be asked by this sweep."""
@@ -208,9 +215,18 @@ class Asker:
             trial.set_user_attr("candidate", slot[0])
         if earlier:
             trial.set_user_attr("retry_of", earlier[-1].number)
-        trial.set_user_attr("seed", slot[1])
+        seed = earlier[-1].user_attrs["seed"] if earlier else slot[1] if fixed else self.fresh(trial.params, slot[1])
+        if seed != slot[1]:
+            trial.set_user_attr("planned_seed", slot[1])
+        trial.set_user_attr("seed", seed)
         self.asked[trial.number] = trial
-        return Ask(trial.number, dict(trial.params), slot[1])
+        return Ask(trial.number, dict(trial.params), seed)
+
+    def fresh(self, params: Mapping[str, Scalar], seed: int) -> int:
+        """The seed of a new candidate: another one where `pareto` asks for the same again, or nothing is measured."""
+        same = {t.user_attrs["seed"] for t in self.current() if key(t.params) == key(params)}
+        again = self.stage.sampler.name == "pareto" and seed in same
+        return max(*same, *self.seeds) + 1 if again else seed
 
     def planned_as(self, number: int, trial: Trial) -> None:
         """Notes a trial's fingerprints and arithmetic, so that others can read the study without us."""
@@ -278,6 +294,11 @@ def loss_of(t: FrozenTrial) -> float | None:
     return math.inf if t.state == TrialState.PRUNED else t.value
 
 
+def planned_seed(t: FrozenTrial) -> int:
+    """The seed of a trial's slot; a candidate that is measured again has another one."""
+    return int(t.user_attrs.get("planned_seed", t.user_attrs.get("seed", -1)))
+
+
 def is_diverged(t: FrozenTrial) -> bool:
     """Only what was told counts: a driver may die between noting it and telling it."""
     told = t.state in (TrialState.COMPLETE, TrialState.PRUNED)
@@ -306,7 +327,7 @@ def states(folder: Path, stage: str) -> list[dict[str, Any]]:
             "params": t.params,
             "value": t.value if t.value is not None and math.isfinite(t.value) else None,
             "runs": t.user_attrs.get("runs", []),
-            "seed": t.user_attrs.get("seed"),
+            "seed": planned_seed(t) if "seed" in t.user_attrs else None,
             "candidate": t.user_attrs.get("candidate"),
             "measured": t.user_attrs.get("measured"),
             "retry_of": t.user_attrs.get("retry_of"),

@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tunnel.answers import worth
 from tunnel.sweeps import sweep
 
 WIDE = 160  # columns where there is no terminal to ask
 out = Console() if sys.stdout.isatty() else Console(width=WIDE)
 BARS = " ▁▂▃▄▅▆▇█"
+SHOWN = 20  # marked rows listed one by one; --json has them all
 QUIET_SECONDS = 15.0  # between lines where there is no terminal
 
 
@@ -122,6 +124,34 @@ def stage_row(s: dict[str, Any], currency: str) -> list[Any]:
     return [*head, duration(s["seconds"]), cost, sparkline(s["schedule"][::2])]
 
 
+def next_runs(p: dict[str, Any]) -> None:
+    """What to add to a ladder, in order; each interval is expected given the additions before it."""
+    n, per = p["next"], p["next"]["target_flops"]
+    was, law = n["before"], f"law {n['law']}"
+    out.print(
+        f"target {n['target']}: {was['loss']:.4f} ± {was['half_percent']:.2g}% ({law}), lr* {was['lr']:.3g} "
+        f"({was['lr_low']:.3g} to {was['lr_high']:.3g}), 90%"
+    )
+    columns = ["add", "trials", "readings", "FLOPs", "of the target's", "device time", "cost"]
+    columns += ["± % before", "after, expected", "gain", "lr* low", "lr* high"]
+    rows = [
+        [*(r[k] for k in ("add", "trials", "readings")), f"{r['flops']:.3g}", f"{r['flops'] / per:.2g} ×"]
+        + [duration(r["seconds"]), money(r["cost"], p["currency"])]
+        + [f"{v:.2g}" for v in (r["before"]["half_percent"], r["after"]["half_percent"], r["gain_percent"])]
+        + [f"{r['after'][k]:.3g}" for k in ("lr_low", "lr_high")]
+        for r in n["runs"]
+    ]
+    if rows:
+        table(f"What to add to stage {n['stage']}, most narrowed per FLOP first", columns, rows)
+        out.print("in the study file, then `tunnel sweep`:")
+    else:
+        out.print(f"nothing beside stage {n['stage']}'s readings is expected to narrow it by {n['least_percent']:g}%")
+    for line in n["lines"]:
+        out.print(f"  {line}", markup=False, highlight=False)
+    for line in n["limits"]:
+        out.print(f"note: {line}", style="yellow")
+
+
 def money(amount: float, currency: str) -> str:
     return f"{amount:,.2f} {currency}"
 
@@ -168,8 +198,14 @@ def ladder(f: dict[str, Any]) -> None:
         chosen = "  ← chosen by hold-out" if name == f["chosen"] else ""
         missed = f"off by {100 * f['scores'][name]:.2f}% on hold-outs" if name in f["scores"] else "no hold-out"
         out.print(f"{name}: {params}; {law['status']}; {missed}{chosen}")
+    used = f.get("rows") or {"marked": []}
+    for m in used["marked"]:
+        out.print(f"marked: N {number(m['N'])}, D {number(m['D'])}: {m['reason']}")
+    if used["marked"]:
+        out.print(f"the chosen law is fitted to {used['window']} ({used['loss']})")
     t = f["forecast"]
     out.print(f"target {t['target']}: {t['value']:.4f} nats per token, 90% interval {t['low']:.4f} to {t['high']:.4f}")
+    optimal(f.get("optimal"))
 
 
 def horizon(h: dict[str, Any]) -> None:
@@ -196,14 +232,63 @@ def between(known: dict[str, float] | None) -> str:
 
 
 def fit(r: dict[str, Any]) -> None:
-    out.print(
-        f"law {r['law']}: {r['status']}, {r['n']} rows, objective {r['objective']:.7g} (Huber, delta {r['delta']:g})"
-    )
+    used = r.get("rows") or {"loss": f"Huber {r['delta']:g}", "marked": []}
+    loss = used["loss"]
+    least = "none" if r["objective"] is None else f"{r['objective']:.7g}"  # too few points
+    out.print(f"law {r['law']}: {r['status']}, {r['n']} rows, objective {least} ({loss}) {r['reason']}".rstrip())
     intervals = r.get("intervals") or {}
     rows = [[k, v, *(intervals.get(k) or (None, None))] for k, v in r["params"].items()]
     table("Parameters, 90% by bootstrap", ["parameter", "value", "low", "high"], rows)
-    for line in r.get("rejected") or []:
+    for line in (r.get("rejected") or {}).values():
         out.print(f"rejected: {line}")
+    if used["marked"]:
+        out.print(f"{used['outside']} of {used['of']} rows marked; the fit takes {used['window']}, {used['used']}")
+    for mark in used["marked"][:SHOWN]:
+        out.print(f"row {mark['row']}: {mark['reason']}")
+    tried = [[t["law"], t["rows"], t["loss"], t["score_percent"], t["chosen"]] for t in r.get("tried") or []]
+    if tried:
+        table("Tried on the hold-outs", ["law", "rows", "loss", "error at the fit's edge, %", "chosen"], tried)
+    doubts(r)
+    optimal(r.get("optimal"))
+
+
+def doubts(r: dict[str, Any]) -> None:
+    """What is told beside a fit: its spread over losses and floors, the budgets' minima, the stabler count."""
+    rows = [[w["loss"], w["floor"], *w["params"].values()] for w in r.get("spread") or []]
+    if rows:
+        names = ["loss", "E held at", *r["spread"][0]["params"]]
+        table("E is not identified: what other losses and floors would give", names, rows)
+    minima = r.get("isoflop")
+    if minima:
+        p = minima["params"]
+        path = f"N* = {p['G']:.3g}·C^{p['g']:.3f}, D* = {p['K']:.3g}·C^{p['k']:.3f}; " if p["g"] is not None else ""
+        out.print(f"budgets' own minima: {path}{minima['status']}; {minima['reason'].split(' (')[0]}".rstrip("; "))
+    for axis, found in (r.get("counts") or {}).items():
+        scores = ", ".join(f"{k} {v:.2g}%" for k, v in found["score_percent"].items() if v is not None)
+        out.print(f"counting {axis}, {found['law']} misses the hold-outs by: {scores}; stabler: {found['stabler']}")
+
+
+def optimal(told: dict[str, Any] | None) -> None:
+    """What a budget buys: N, D and loss with 90% intervals, FLOPs; the best aspect."""
+    if told is None:
+        return
+    out.print(f"\nbudget {told['flops']:.3g} FLOPs, law {told['law']}: {told['status']}", style="bold")
+    for line in filter(None, (told["instead"], told["reason"])):
+        out.print(line)
+    names = ["N", "D", "tokens_per_parameter", "loss"]
+    rows = [
+        [s["name"], s["count"], *(between(s[k]) for k in names), s["training"], s["inference"]] for s in told["splits"]
+    ]
+    columns = ["what", "FLOPs =", "N", "D", "D/N", "loss", "training", "serving"]
+    table("Best splits, with 90% intervals", columns, rows)
+    for s in (s for s in told["splits"] if s["saved_percent"]):
+        out.print(f"{s['name']}: {s['saved_percent']:.1f}% of all FLOPs saved against the compute-optimal model")
+    shape = told["aspect"]
+    if shape and "aspect" in shape:
+        at = f"width/depth {between(shape['aspect'])} at equal N: {shape['width']:.0f}×{shape['depth']:.1f} layers"
+        out.print(f"{at}; {shape['status']} {shape['reason']}".rstrip("; "))
+    elif shape:
+        out.print(f"width against depth: {shape['reason']}")
 
 
 def verdicts(found: dict[str, Any]) -> None:
@@ -235,14 +320,36 @@ def verdict_row(axis: str, v: dict[str, Any]) -> list[Any]:
 def recommendation(r: dict[str, Any]) -> None:
     t = r["target"]
     out.print(f"\n{t['name']}: {t['width']}×{t['depth']}, {t['N']:,} parameters, {t['tokens']:,} tokens", style="bold")
-    rows = [[k, s["value"], s["low"], s["high"], s["source"]] for k, s in r["settings"].items()]
-    table("Recommended settings, with 90% intervals", ["setting", "value", "low", "high", "source"], rows)
+    rows = [[k, *(s[x] for x in ("value", "low", "high")), behind(s), s["source"]] for k, s in r["settings"].items()]
+    columns = ["setting", "value", "low", "high", "readings", "source"]
+    table("Recommended settings, with 90% intervals", columns, rows)
     out.print(
-        f"forecast: {r['forecast']:.4f} {r['unit']}, 90% interval {r['low']:.4f} to {r['high']:.4f} (law {r['law']}), "
-        f"{r['compute_ratio']:.1f} × the largest reading's compute; registered {r['registered']}"
+        f"forecast: {r['forecast']:.4f} {r['unit']}, 90% interval {r['low']:.4f} to {r['high']:.4f}{ends(r)} "
+        f"(law {r['law']}); registered {r['registered']}"
     )
-    for caution in r["cautions"]:
-        out.print(f"caution: {caution}", style="yellow")
+    far = r.get("extrapolation", {"C": r["compute_ratio"]})
+    out.print(f"beyond the largest readings: {', '.join(f'{x:.3g} × {k}' for k, x in far.items())}")
+    for text in r.get("forced", []):
+        out.print(f"forced: {text}", style="red")
+    remedies = r.get("remedies") or [{"text": text, "run": ""} for text in r["cautions"]]
+    for caution in remedies:
+        out.print(f"caution: {caution['text']}", style="yellow")
+        for line in caution["run"].splitlines():
+            out.print(f"    {line}", markup=False, highlight=False)
+
+
+def behind(setting: dict[str, Any]) -> str:
+    """How many readings a setting rests on."""
+    return str(len(setting["readings"])) if setting["readings"] else ""
+
+
+def ends(r: dict[str, Any]) -> str:
+    """An interval in % of the loss and of the compute, where it is known."""
+    known = r.get("interval_percent")
+    if known is None:
+        return ""
+    low, high = (f"{loss:+.2g}%, as {worth.said(c)}" for loss, c in zip(known["loss"], known["compute"], strict=True))
+    return f" ({low}, to {high})"
 
 
 def check(c: dict[str, Any]) -> None:
@@ -250,11 +357,70 @@ def check(c: dict[str, Any]) -> None:
         out.print(f"target {c['target']} diverged; forecast {c['forecast']:.4f}", style="red")
         return
     word, style = ("inside", "green") if c["inside"] else ("outside", "red")
+    known = "error_compute_percent" in c
+    compute = f" (by its law {worth.said(c['error_compute_percent'])} gives what was measured)" if known else ""
     out.print(
         f"target {c['target']}: forecast {c['forecast']:.4f}, measured {c['measured']:.4f}, "
-        f"error {c['error_percent']:+.2f}%, {word} the 90% interval {c['low']:.4f} to {c['high']:.4f}",
+        f"error {c['error_percent']:+.2f}%{compute}, "
+        f"{word} the 90% interval {c['low']:.4f} to {c['high']:.4f}",
         style=style,
     )
+
+
+def contrast(c: dict[str, Any]) -> None:
+    """The recommended lr, half and double it: forecast, measured, and which was best."""
+    columns = [
+        "run",
+        "lr",
+        "forecast",
+        "low",
+        "high",
+        "measured",
+        "error %",
+        "inside",
+        "told above best %",
+        "measured %",
+    ]
+    numbers = ("lr", "forecast", "low", "high", "measured", "error_percent")
+    rises = ("rise_percent", "rise_measured_percent")
+    rows = [[r["target"], *(r[k] for k in numbers), yes(r["inside"]), *(r.get(k) for k in rises)] for r in c["runs"]]
+    table("The recommended lr, half and double it", columns, rows)
+    if c["holds"] is not None:
+        given = "diverged" if c["given_away_percent"] is None else f"gives away {c['given_away_percent']:.2f}%"
+        noise = f"noise alone is {c['noise_percent']:.2f}%"
+        line = f"best at {c['best']:g} × the recommended lr; the recommended one {given}, {noise}"
+        out.print(line, style="green" if c["holds"] else "red")
+
+
+def forecasts(f: dict[str, Any]) -> None:
+    """Every forecast and its fate, then the counts."""
+    columns = ["kind", "of", "registered", "forecast", "low", "high", "measured", "error %", "inside"]
+    numbers = ("forecast", "low", "high", "measured", "error_percent")
+    rows = [
+        [r["kind"], r["target"], r["registered"][:19], *(r[k] for k in numbers), yes(r["inside"]) or r["status"]]
+        for r in f["forecasts"]
+    ]
+    table("All forecasts, oldest first", columns, rows)
+    counts = {"all": f["all"], **f["by_kind"], **f["by_distance"]}
+    means = ("mean_error_percent", "bias_percent", "half_width_percent", "score_percent")
+    told = [
+        [k, s["of"], s["inside"], share(s["coverage"]), *(s[m] for m in means)] for k, s in counts.items() if s["of"]
+    ]
+    table(
+        "How they fared, in % of the loss",
+        ["forecasts", "of", "inside 90%", "coverage", "mean error", "bias", "half width", "interval score"],
+        told,
+    )
+    if not f["enough"]:
+        out.print("fewer lie inside than 90% intervals allow", style="red")
+
+
+def yes(inside: bool | None) -> str:
+    return "" if inside is None else "yes" if inside else "NO"
+
+
+def share(x: float | None) -> str:
+    return "" if x is None else f"{100 * x:.0f}%"
 
 
 def run(found: dict[str, Any]) -> None:

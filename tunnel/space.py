@@ -36,9 +36,11 @@ DIMENSIONS: dict[str, Dimension] = {
     "beta2": Dimension("float", "", high=1.0, meaning="Adam's second beta"),
     "width": Dimension("int", "channels", meaning="width d"),
     "depth": Dimension("int", "layers", meaning="depth L"),
+    "flops": Dimension("float", "FLOPs", log=True, meaning="full FLOPs of a trial, from which its tokens follow"),
     "rules": Dimension("choice", "", meaning="rule of transfer, with its open switches: minicpm+depth_lr"),
 }
 SHAPE = ("width", "depth")
+SCALES = (*SHAPE, "flops")  # what makes a trial large and dear; all others are settings
 RULES = ("minicpm", "completep", "standard")
 # What no source settles, on top of a rule, after a "+" (SCIENCE §3, open): a tied embedding scaled as a hidden weight
 # is, lr × sqrt(L_base/L), weight decay left unscaled.

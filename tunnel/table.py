@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,30 @@ import pandas as pd
 
 from tunnel import laws
 from tunnel.errors import UserError
-from tunnel.laws import DELTA, Array, Fit, backtest, intervals, optimum
+from tunnel.laws import (
+    DELTA,
+    MISFITS,
+    Array,
+    Fit,
+    Misfit,
+    allocate,
+    backtest,
+    doubts,
+    intervals,
+    misfit_of,
+    optimum,
+    rows,
+)
 
 Paths = str | os.PathLike[str]
 
 LARGEST = 2**30  # bytes; assumed: a table of runs is megabytes, a gigabyte is another file by mistake
-NUMBERS = ("N", "D", "loss", "C", "lr", "batch_tokens", "weight")  # contract 4's columns that the laws read
+# contract 4's columns that the laws read
+NUMBERS = ("N", "D", "loss", "C", "lr", "batch_tokens", "weight", "width", "depth", "N_embed")
+MARKING = ("warmup", "unique_tokens")  # read where they are numbers: rows are marked by them, no law needs them
 NEEDED = ("N", "D", "loss")
 TARGETS = ("N", "D")
-POSITIVE = {"N", "D", "loss", "C", "lr", "batch_tokens"}  # their logarithm is taken; a weight may be 0
-FOLDS_ROWS = 20_000  # a larger table is thinned to this for hold-outs, so that the command ends; assumed
+POSITIVE = set(NUMBERS) - {"weight"}  # their logarithm is taken; a weight may be 0
 
 
 def read(
@@ -68,6 +84,7 @@ def _load(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             return pd.read_parquet(path)
+        _no_name_twice(path)
         return pd.read_csv(path, encoding="utf-8-sig", skipinitialspace=True)
     except pd.errors.EmptyDataError:
         raise UserError("the file is empty", file=path) from None
@@ -79,6 +96,15 @@ def _load(path: Path) -> pd.DataFrame:
         OSError,
     ) as error:  # pyarrow's errors are ValueErrors and OSErrors
         raise UserError(f"cannot be read as a table: {error}", file=path) from None
+
+
+def _no_name_twice(path: Path) -> None:
+    """UserError where a CSV's header has a name twice, which pandas would rename in silence."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        header = [name.strip() for name in next(csv.reader(file), [])]
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise UserError("two columns have this name", file=path, key=twice[0])
 
 
 def _rename(frame: pd.DataFrame, path: Paths, columns: Mapping[str, str]) -> pd.DataFrame:
@@ -135,6 +161,8 @@ def fit_report(
     drop: Sequence[str] | None = None,
     predict: Paths | None = None,
     out: Paths | None = None,
+    budget: allocate.Budget | None = None,
+    misfit: str = "huber",
 ) -> dict[str, Any]:
     """All that `tunnel fit RUNS --json` prints, as plain values; with `predict` and `out` also writes the
     predictions.
@@ -147,6 +175,10 @@ def fit_report(
         raise UserError("no such law", key="--law", value=law, choices=laws.names())
     if not (np.isfinite(delta) and delta > 0):
         raise UserError("must be a number above 0", key="--delta", value=delta)
+    if misfit not in laws.MISFITS:
+        raise UserError("no such loss of a fit", key="--misfit", value=misfit, choices=laws.MISFITS)
+    if budget is not None and law == "optimum":
+        raise UserError("--budget needs a law of the loss", key="--law", value=law)
     if out is not None and predict is None:
         raise UserError("--out needs --predict, the table of targets", key="--out", value=str(out))
     frame = read(path, columns, drop or ())
@@ -156,8 +188,10 @@ def fit_report(
     if law == "optimum":
         report, answer = _optimum(table, asked, delta)
     else:
-        report, answer = _loss(table, asked, law, delta)
+        report, answer = _loss(table, asked, law, _misfit(misfit, delta), budget)
     report["dropped"] = frame.attrs["dropped"]
+    for mark in report.get("rows", {}).get("marked", []):
+        mark["row"] = int(frame.index[mark["row"]]) + 1  # as the file counts them
     if targets is not None:
         written = _original(predict, targets).assign(**answer)
         report["predictions"] = [{str(k): v for k, v in row.items()} for row in written.to_dict("records")]
@@ -168,9 +202,15 @@ def fit_report(
     return plain
 
 
+def _misfit(name: str, delta: float) -> Misfit:
+    """The named loss of a fit with δ as asked; least squares has none."""
+    return MISFITS[name] if name == "squares" else replace(MISFITS[name], delta=delta)
+
+
 def as_columns(frame: pd.DataFrame) -> dict[str, Array]:
     """The columns that laws read, as arrays: the numbers of contract 4, and run as integers."""
-    table = {name: frame[name].to_numpy(float) for name in NUMBERS if name in frame.columns}
+    marking = [c for c in MARKING if c in frame.columns and pd.api.types.is_numeric_dtype(frame[c])]
+    table = {c: frame[c].to_numpy(float, na_value=np.nan) for c in (*NUMBERS, *marking) if c in frame.columns}
     if "run" in frame.columns:
         codes = pd.factorize(frame["run"].astype(str))[0]
         missing = frame["run"].isna().to_numpy()  # a row without a run is its own
@@ -205,37 +245,59 @@ def _original(path: Paths | None, targets: pd.DataFrame) -> pd.DataFrame:
 
 
 def _loss(
-    table: dict[str, Array], targets: dict[str, Array] | None, law: str | None, delta: float
+    table: dict[str, Array],
+    targets: dict[str, Array] | None,
+    law: str | None,
+    delta: Misfit,
+    budget: allocate.Budget | None = None,
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """The report of a law of the loss, and predicted, low, high per target."""
-    small = _thinned(table)
-    choice = backtest.choose(small, targets, delta) if law is None else None
-    name = law or (choice.law if choice else "chinchilla")
-    module = laws.get(name)
+    choice = backtest.choose(table, targets, delta) if law is None else None
+    chosen = choice.candidate if choice else backtest.Candidate(law or "chinchilla", delta=delta)
+    name, module = chosen.law, laws.get(chosen.law)
     question = targets if targets is None or not module.answers(table, targets) else None
-    rows = laws.take(laws.columns(table), module.select(table, question))
-    found = module.fit(rows, delta)
+    seen = chosen.rows(laws.columns(table), question)
+    found = module.fit(seen, chosen.delta)
     report = _fit_keys(found)
     report["intervals"] = {}
     if found.usable:
-        ranges = intervals.bootstrap(name, rows, found).ranges()
+        ranges = intervals.bootstrap(name, seen, found).ranges()
         at = found.params  # where the data has no noise, rounding may leave the estimate outside its draws
         report["intervals"] = {k: [min(low, at[k]), max(high, at[k])] for k, (low, high) in ranges.items()}
-    report["backtest"] = backtest.report(name, small, delta)
+    report["backtest"] = backtest.report(chosen, table)
     report["rejected"] = dict(choice.rejected) if choice else {}
     report["chosen_by"] = (
         {"axis": choice.axis, "cases": choice.cases, "scores": dict(choice.scores)} if choice else None
     )
+    report["tried"] = [
+        {"law": c.law, "rows": c.window.name, "loss": c.loss, "score_percent": 100 * score, "chosen": c == chosen}
+        for c, score in (choice.tried if choice else ())
+    ]
+    report["rows"] = {
+        "window": chosen.window.name,
+        "loss": chosen.loss,
+        "used": found.n,
+        "of": laws.rows_of(table),
+        "outside": int(rows.marked(laws.columns(table)).sum()),
+        "marked": [{"row": m.row, "reason": m.reason} for m in rows.marks(table)],
+    }
     report["cautions"] = [f"{found.status}: {found.reason}"] if found.status != "converged" else []
-    if _several_settings(table):
+    if budget is not None:
+        report["optimal"] = allocate.optimal(chosen, table, budget)
+    if "lr" not in module.COLUMNS and _several_settings(table):
         report["cautions"].append(
             f"rows of one N and D differ in lr or batch: {name} takes them all; keep each valley's minimum"
         )
+    report["spread"] = doubts.spread(chosen, seen, found, targets)
+    report["isoflop"] = doubts.minima(chosen, laws.columns(table))
+    report["counts"] = doubts.counts(chosen, table)
     if targets is None:
         return report, {}
-    answer, cautions, parts = _forecasts(name, table, small, targets, delta)
+    answer, cautions, parts = _forecasts(chosen, choice, table, targets)
     report["cautions"] += cautions
     report["forecast_parts"] = parts
+    if found.usable and hasattr(module, "beside"):  # what else a law says of a target: fan its lr*
+        answer |= module.beside(seen, found, targets)
     return report, answer
 
 
@@ -247,9 +309,13 @@ def _several_settings(table: dict[str, Array]) -> bool:
 
 
 def _forecasts(
-    name: str, table: dict[str, Array], small: dict[str, Array], targets: dict[str, Array], delta: float
+    chosen: backtest.Candidate,
+    choice: backtest.Choice | None,
+    table: dict[str, Array],
+    targets: dict[str, Array],
 ) -> tuple[dict[str, Array], list[str], list[object]]:
     """predicted, low, high per target; one forecast per D for a law that holds at one D."""
+    name = chosen.law
     module = laws.get(name)
     count = laws.rows_of(targets)
     answer = {key: np.full(count, np.nan) for key in ("predicted", "low", "high")}
@@ -267,10 +333,9 @@ def _forecasts(
             cautions.append(f"{name}: {why}")
             if laws.holds_at_one_d(name):
                 continue  # it has no rows at this D; the others answer outside their warrant, and say so
-        axis = backtest.question(table, asked)
-        forecast = intervals.forecast(
-            name, table, asked, misses=backtest.own_misses(name, small, asked, axis, delta), delta=delta
-        )
+        rivals = choice.rivals() if choice else {}
+        own = choice.own if choice and not laws.holds_at_one_d(name) else ()
+        forecast = intervals.forecast(chosen, table, asked, misses=own or None, rivals=rivals)
         for key, values in zip(answer, (forecast.value, forecast.low, forecast.high), strict=True):
             answer[key][group] = values
         parts.append(dict(forecast.parts))
@@ -282,8 +347,9 @@ def _optimum(
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     """The report of the optimum law, and lr, batch_tokens with their 90% intervals per target."""
     asked = targets or {"N": table["N"][:1], "D": table["D"][:1]}
-    found, answer, ranges = optimum.settings(table, asked, delta=delta)
-    report = _fit_keys(found) | {"intervals": ranges, "backtest": [], "rejected": {}, "chosen_by": None}
+    told = optimum.report(table, asked, delta)
+    found, answer = told.pop("fit"), told.pop("answer")
+    report = _fit_keys(found) | told
     report["cautions"] = [f"{found.status}: {found.reason}"] if found.reason else []
     return report, answer if targets is not None else {}
 
@@ -293,21 +359,13 @@ def _fit_keys(found: Fit) -> dict[str, Any]:
         "law": found.law,
         "params": dict(found.params),
         "objective": found.objective,
-        "delta": found.delta,
+        "delta": misfit_of(found.delta).delta,
+        "above": misfit_of(found.delta).above,
         "status": found.status,
         "reason": found.reason,
         "n": found.n,
         "ranges": {k: list(v) for k, v in found.ranges.items()},
     }
-
-
-def _thinned(table: dict[str, Array]) -> dict[str, Array]:
-    """At most FOLDS_ROWS rows, evenly through the table sorted by C (so that row order does not matter)."""
-    count = laws.rows_of(table)
-    if count <= FOLDS_ROWS:
-        return table
-    order = np.lexsort((table["loss"], table["N"], table["C"]))
-    return laws.take(table, order[np.linspace(0, count - 1, FOLDS_ROWS).astype(int)])
 
 
 def _plain(value: Any) -> Any:

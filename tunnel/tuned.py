@@ -12,9 +12,10 @@ import pandas as pd
 
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.space import SHAPE, Choice, Range, Scalar
+from tunnel.space import SCALES, SHAPE, Choice, Range, Scalar
 from tunnel.study import Stage
-from tunnel.valleys import valley
+from tunnel.valleys import front, valley
+from tunnel.valleys.cube import Cube
 
 WAY = ("decay", "decay_shape", "half_life")  # what decays off one trunk may differ in
 WAYS = (*WAY, "min_ratio", "weight_decay", "beta2", "warmup")  # and what lists in a stage's space may vary
@@ -37,10 +38,16 @@ class Setting:
 
 
 def of_stage(readings: pd.DataFrame, stage: str) -> pd.DataFrame:
-    """A stage's finished readings."""
+    """A stage's finished readings, with those that it shares."""
     if not len(readings):
         return readings
-    return readings[(readings.stage == stage) & (readings.status == "complete")]
+    return readings[asked_by(readings, stage) & (readings.status == "complete")]
+
+
+def asked_by(readings: pd.DataFrame, stage: str) -> pd.Series:
+    """Which readings a stage asked for, whichever stage measured them (`Store.readings`)."""
+    mine = readings.stage == stage
+    return mine | readings.shared.str.split().map(lambda s: stage in s) if "shared" in readings else mine
 
 
 def handed_on(keep: Store, stage: Stage) -> dict[str, Scalar]:
@@ -116,6 +123,8 @@ def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
     Only the last rung counts, and of a list of shapes the largest. Values without an order are compared each at its own
     best; the numbers are then those of the best one, where it has readings enough, else of all.
     """
+    if "flops" in stage.axes:
+        return on_front(stage, searched(of_stage(readings, stage.name)))
     frame = searched(last_rung(of_stage(readings, stage.name)))
     if stage.kind != "search":
         frame = frame[frame.N.max() == frame.N] if len(frame) else frame
@@ -133,6 +142,35 @@ def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
     for name, axis in numeric.items():
         dip = bowl.dips.get(name) if bowl else None
         settings[name] = from_bowl(name, axis, dip, float(winner[name]), frame, stage)
+    return settings
+
+
+def on_front(stage: Stage, frame: pd.DataFrame) -> dict[str, Setting]:
+    """The settings of readings that differ in cost: what is best at the stage's largest shape and FLOPs.
+
+    Empty where there are too few readings for a bowl over the settings.
+    """
+    axes = {k: a for k, a in stage.axes.items() if k in SCALES or frame[k].nunique() > 1} if len(frame) else {}
+    for k in (k for k, a in axes.items() if isinstance(a, Range)):  # as it was trained: whole batches, warmup in tokens
+        axes[k] = Range(float(frame[k].min()), float(frame[k].max()), log=bool((frame[k] > 0).all()))
+    goal = {k: a.high for k, a in stage.axes.items() if isinstance(a, Range) and k in SCALES}
+    cube = Cube({k: a for k, a in axes.items() if not isinstance(a, Range) or a.low < a.high}, goal)
+    if len(frame) < 2 * cube.d + 2:
+        return {}
+    rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+    u, s = (np.array([f(row) for row in rows]) for f in (cube.u, cube.s))
+    read = front.Readings(u, s, np.log(frame.loss.to_numpy(float)))
+    found, rng, pool = front.fit(read), np.random.default_rng(0), cube.pool(0)
+    at = front.best(found, pool, rng)
+    drawn = [cube.params(pool[i], {}) for i in front.draws(found, pool, valley.DRAWS, rng)]
+    where = f"front of loss and cost, at {goal['flops']:.3g} FLOPs, stage {stage.name}, {len(frame)} readings"
+    settings = {}
+    for name, value in cube.params(at, {}).items():
+        axis, low, high = stage.axes[name], None, None
+        if isinstance(axis, Range):
+            low, high = np.quantile([value, *(p[name] for p in drawn)], valley.QUANTILES).tolist()
+            value = on_grid(axis, value)
+        settings[name] = Setting(value, low, high, where, "", tuple(frame.fingerprint))
     return settings
 
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from dashboard import load, show
 from dashboard.style import duration, money, nats, short
+from tunnel.answers import worth
 from tunnel.space import DIMENSIONS
 
 LENGTHS = ("warmup", "tokens", "batch_tokens")
@@ -71,12 +72,37 @@ def cards(told: dict[str, Any]) -> None:
             ("D (tokens)", short(t["tokens"]), None),
             ("C ÷ largest reading's", f"{told['compute_ratio']:.3g}", "How far beyond the proxies the target lies."),
             ("Forecast (nats/token)", nats(told["forecast"]), f"Registered: {when}"),
-            ("90% interval", f"{nats(told['low'])} – {nats(told['high'])}", None),
+            ("90% interval", f"{nats(told['low'])} – {nats(told['high'])}", in_compute(told)),
             ("Time", duration(t["seconds"]), "At the pace of the largest proxies."),
             ("Cost", money(t["cost"], t["currency"]), None),
         ]
     )
     st.caption(f"Forecast registered: {when}")
+
+
+def in_compute(told: dict[str, Any]) -> str | None:
+    """The interval in % of the loss and of the compute, where the file has it."""
+    known = told.get("interval_percent")
+    if known is None:
+        return None
+    ends = [
+        f"{loss:+.2g}% of the loss is {worth.said(c)}" for loss, c in zip(known["loss"], known["compute"], strict=True)
+    ]
+    return "By the fitted law, on the way to the target: " + "; ".join(ends) + "."
+
+
+def cautions(told: dict[str, Any]) -> None:
+    """Each with what to run to remove it."""
+    remedies = told.get("remedies") or [{"text": text, "run": ""} for text in told["cautions"]]
+    for text in told.get("forced", []):
+        st.error(f"Forced: {show.plain(text)}", icon=":material/gavel:")
+    for caution in remedies:
+        st.warning(show.plain(caution["text"]), icon=":material/warning:")
+        if caution["run"]:
+            with st.expander("What removes it"):
+                st.code(caution["run"], language="toml", wrap_lines=True)
+    if not remedies:
+        st.markdown("None.")
 
 
 def downloads(root: Path) -> None:
@@ -119,10 +145,7 @@ def page(seen: load.Opened) -> None:
     cards(told)
     downloads(seen.root)
     st.subheader("Cautions")
-    for caution in told["cautions"]:
-        st.warning(show.plain(caution), icon=":material/warning:")
-    if not told["cautions"]:
-        st.markdown("None.")
+    cautions(told)
     st.subheader("Settings")
     st.table(settings(told).map(show.plain), hide_index=True)
     st.caption(

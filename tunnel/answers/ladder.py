@@ -15,7 +15,7 @@ from tunnel import laws, plan, tuned
 from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.laws import backtest, intervals
+from tunnel.laws import backtest, intervals, rows
 from tunnel.run import fingerprint
 from tunnel.study import Stage, Study, Target
 from tunnel.valleys import regret, valley
@@ -24,11 +24,10 @@ from tunnel.verdicts import horizon
 
 Table = dict[str, np.ndarray]
 FORMS = ("chinchilla", "floor", "size")  # a ladder is a grid of shapes and rungs, not the path that a frontier needs
-RIVAL = 3.0  # a form that misses the hold-outs by up to this factor more is not clearly worse  *assumed*
 PATH = 25  # points of the curve from the smallest shape to beyond the target
 VALLEY_FREEDOM = 4  # of a rung's valleys: curvature and place, and how both move with N  *derived*
 BEYOND = 2.0  # how far beyond the target's N the curve is drawn
-SCHEMA = 2  # of what a fit holds: one of an older version is made again
+SCHEMA = 3  # of what a fit holds: one of an older version is made again
 SAME_BATCH = 1.01  # a batch within this factor of the ladder's is the ladder's  *assumed*
 
 
@@ -117,17 +116,22 @@ def fit(asked: Study, goal: Target, table: Table, moves: dict[str, Any] | None =
     noise = residual_noise(table, surface)
     resamples = [minima(s) for s in draws]
     wide = {k: np.append(path_of(lows, where)[k], where[k]) for k in ("N", "D", "C")}
-    rivals = tuple(n for n, s in choice.scores.items() if n != choice.law and s <= RIVAL * choice.scores[choice.law])
-    misses = backtest.own_misses(choice.law, lows, where, choice.axis, near=backtest.NEAR_D)
-    told = intervals.forecast(choice.law, lows, wide, resamples=resamples, misses=misses, noise=noise, rivals=rivals)
+    misses = backtest.own_misses(choice.candidate, lows, where, choice.axis, near=backtest.NEAR_D)
+    told = intervals.forecast(
+        choice.candidate, lows, wide, resamples=resamples, misses=misses, noise=noise, rivals=choice.rivals()
+    )
+    if not math.isfinite(told.value[-1]):
+        raise UserError(f"allows no forecast yet: {told.parts['reason']}", key=f"stage.{stage_of(asked).name}")
     return {
         "minima": rows_of(table, lows, surface, draws),
         "surface": {**{k: getattr(surface, k) for k in ("a", "b", "c", "e", "curved")}, "h": float(surface.h[-1])},
         "noise": noise,
         "lr_drift": drift(table, surface, draws),
         "lr": lr_at(table, surface, draws, where, moves),
-        "laws": {name: law_dict(name, lows, where) for name in {**choice.scores, choice.law: 0}},
+        "laws": {c.law: law_dict(c, lows, where) for c in map(backtest.Candidate, choice.scores)}
+        | {choice.law: law_dict(choice.candidate, lows, where)},
         "chosen": choice.law,
+        "rows": rows_told(choice.candidate, lows),
         "scores": {k: v for k, v in choice.scores.items() if math.isfinite(v)},
         "rejected": list(choice.rejected.values()),
         "holdouts": [holdout(m, lows) for m in (*choice.misses, *longest_rung(lows))],
@@ -255,9 +259,9 @@ def batch_power(table: Table, batch: float, moves: dict[str, Any] | None) -> dic
     return None if near or valley.varies(table) else over.get("batch_tokens")
 
 
-def law_dict(name: str, lows: Table, where: Table) -> dict[str, Any]:
-    law = laws.get(name)
-    found = law.fit(laws.take(laws.columns(lows), law.select(laws.columns(lows), laws.columns(where))))
+def law_dict(which: backtest.Candidate, lows: Table, where: Table) -> dict[str, Any]:
+    law = laws.get(which.law)
+    found = which.fit(laws.columns(lows), laws.columns(where))
     return {
         "params": {k: float(v) if math.isfinite(v) else None for k, v in found.params.items()},
         "status": found.status,
@@ -266,6 +270,12 @@ def law_dict(name: str, lows: Table, where: Table) -> dict[str, Any]:
         "n": found.n,
         "formula": (law.__doc__ or "").strip().splitlines()[0],
     }
+
+
+def rows_told(which: backtest.Candidate, lows: Table) -> dict[str, Any]:
+    """Which of the valleys' minima the law is fitted to, and those that lie outside every law, with the reason."""
+    marks = [{"N": float(lows["N"][m.row]), "D": float(lows["D"][m.row]), "reason": m.reason} for m in rows.marks(lows)]
+    return {"window": which.window.name, "loss": which.loss, "marked": marks}
 
 
 def longest_rung(lows: Table) -> list[backtest.Miss]:
@@ -292,5 +302,5 @@ def holdout(m: backtest.Miss, lows: Table) -> dict[str, Any]:
 
 def last_of(parts: Any) -> dict[str, Any]:
     """The formula's inputs for the last row asked, which is the target."""
-    per_target = ("s", "d", "half_parameters", "half_holdouts", "half_rivals")
+    per_target = ("s", "d", "r", "half_parameters", "half_holdouts", "half_rivals", "half_bend", "half_noise")
     return {k: v[-1] if k in per_target else v for k, v in parts.items()}

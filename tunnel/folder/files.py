@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,12 +70,27 @@ def read_json(path: Path, default: Any = None) -> Any:
 
 def append(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
     """Adds a line to a hash chain: each holds its own hash, and that of the line before. Returns it as written."""
-    known = chain(path)
-    entry = {**entry, "previous": known[-1]["hash"] if known else None}
-    entry = {**entry, "hash": line_hash(entry)}
-    text = path.read_text() if path.exists() else ""
-    write_text(path, text + json.dumps(entry, sort_keys=True, allow_nan=False) + "\n")
-    return entry
+    return append_all(path, [entry])[0]
+
+
+def append_all(path: Path, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds lines to a hash chain, all or none; another process that appends meanwhile waits."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        known = chain(path)
+        before, written = known[-1]["hash"] if known else None, []
+        for entry in entries:
+            chained = {**entry, "previous": before}
+            written.append({**chained, "hash": line_hash(chained)})
+            before = written[-1]["hash"]
+        text = path.read_text() if path.exists() else ""
+        lines = (json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in written)
+        write_text(path, text + "".join(lines))
+        return written
+    finally:
+        os.close(folder)
 
 
 def chain(path: Path) -> list[dict[str, Any]]:

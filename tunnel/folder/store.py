@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,9 +165,25 @@ class Store:
     # readings: derived from the records
 
     def readings(self) -> pd.DataFrame:
-        """One row per record: contract 4's columns, and stage, trial, status, flops, seconds, bpb, fingerprints."""
+        """One row per record: contract 4's columns, and stage, trial, status, flops, seconds, bpb, fingerprints.
+
+        A record is kept once, under the stage that measured it; `shared` names the other stages that asked for it.
+        """
         frame = pd.DataFrame([flat(r) for r in self.records()])
-        return frame if len(frame) else pd.DataFrame(columns=READING)
+        if not len(frame):
+            return pd.DataFrame(columns=[*READING, "shared"])
+        asked = self.shared()
+        return frame.assign(shared=[" ".join(s for s in asked if fp in asked[s]) for fp in frame.fingerprint])
+
+    def shared(self) -> dict[str, list[str]]:
+        """By stage, the records that it asked for and another one had measured."""
+        return read_json(self.path("shared.json"), {})
+
+    def share(self, stage: str, fingerprints: Iterable[str]) -> None:
+        before = self.shared()
+        mine = sorted({*before.get(stage, []), *fingerprints})
+        if mine != before.get(stage, []):
+            write_json(self.path("shared.json"), {**before, stage: mine})
 
     def write_readings(self) -> pd.DataFrame:
         frame = self.readings()

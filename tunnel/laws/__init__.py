@@ -3,9 +3,11 @@
 A law of the loss (KIND "loss") has: a docstring with formula, units and source; COLUMNS it needs; PARAMS, its
 parameters' names; `answers(table, targets)` → "" or why it cannot answer them; `select(table, targets)` → the
 indices of the rows it is fitted to; `fit(table, delta)` → Fit; `predict(params, table)` → loss per row; and
-`refit(table, fit, weights, losses)` → (draws, parameters), the batched bootstrap. A law of settings (KIND
-"settings") has fit and predict, whose answer is a Forecast per setting. Files whose name begins with _,
-backtest and intervals are tools, not laws.
+`refit(table, fit, weights, losses)` → (draws, parameters), the batched bootstrap. `delta` is Huber's δ, or a Misfit
+(MISFITS names three: huber, squares, envelope). ONE_D = True: it answers for targets of one D alone, from the rows at
+that D; ON_PATH = True: for targets on the readings' own N-D path alone; FREE: the parameters that readings alone
+decide, where those are not all. A law of settings (KIND "settings") has fit and predict, whose answer is a Forecast
+per setting. Files whose name begins with _ and those of _TOOLS are no laws.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -23,7 +26,42 @@ Table = Mapping[str, Array]  # equal-length float columns: N (parameters), D, ba
 
 DELTA = 1e-3  # from paper: Huber's δ of the Chinchilla fit (arXiv 2203.15556, D.3)
 STATUSES = ("converged", "bound hit", "flat", "too few points")
-_TOOLS = {"backtest", "intervals"}
+_TOOLS = {"allocate", "backtest", "doubts", "intervals", "rows"}
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a fit minimises: Σ w·ρ(log L − log L̂), ρ Huber's (r²/2 within δ, δ(|r| − δ/2) outside).
+
+    `delta` infinite is least squares. A reading above the law (under-tuned, perhaps) counts `above` as much as one
+    below it: under 1, the law lies along the readings' lower envelope.
+    """
+
+    delta: float = DELTA
+    above: float = 1.0
+
+    def slopes(self, r: Array, w: Array) -> tuple[Array, Array, Array]:
+        """w·ρ′, w·ρ″ and the weight of iterated least squares w·ρ′/r, per residual."""
+        w = self._sided(r, w)
+        wide = np.abs(r) / self.delta
+        return w * np.clip(r, -self.delta, self.delta), w * (wide <= 1), w / np.maximum(wide, 1.0)
+
+    def total(self, r: Array, w: Array) -> Array:
+        """Σ w·ρ(r) over the last axis."""
+        near = np.clip(r, -self.delta, self.delta)
+        return np.asarray((self._sided(r, w) * near * (r - 0.5 * near)).sum(axis=-1))
+
+    def _sided(self, r: Array, w: Array) -> Array:
+        return w if self.above == 1.0 else w * np.where(r > 0, self.above, 1.0)
+
+
+def misfit_of(delta: float | Misfit) -> Misfit:
+    """A misfit as it is; a number is Huber's δ."""
+    return delta if isinstance(delta, Misfit) else Misfit(float(delta))
+
+
+# an envelope: with a small δ, about 9% of the readings lie below it (derived: 0.1/1.1); the share is assumed
+MISFITS = {"huber": Misfit(), "squares": Misfit(delta=np.inf), "envelope": Misfit(above=0.1)}
 
 
 @dataclass(frozen=True)
@@ -38,7 +76,7 @@ class Fit:
     law: str
     params: Mapping[str, float]
     objective: float
-    delta: float
+    delta: float | Misfit
     status: str
     reason: str
     n: int
@@ -50,17 +88,24 @@ class Fit:
         return self.status != "too few points"
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The laws in this folder, sorted."""
     found = (m.name for m in pkgutil.iter_modules(__path__))
-    return sorted(n for n in found if not n.startswith("_") and n not in _TOOLS)
+    return tuple(sorted(n for n in found if not n.startswith("_") and n not in _TOOLS))
 
 
+@cache
 def get(name: str) -> ModuleType:
     """The law of that name; KeyError with the choices where there is none."""
     if name not in names():
         raise KeyError(f"no law {name!r}: one of {', '.join(names())}")
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def stays_on_path(name: str) -> bool:
+    """Whether a law answers only for targets on the readings' own N-D path (the law says ON_PATH = True)."""
+    return getattr(get(name), "ON_PATH", False)
 
 
 def holds_at_one_d(name: str) -> bool:

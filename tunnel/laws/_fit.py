@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tunnel.laws import Array, Fit, Table, columns, take, usable_rows
+from tunnel.laws import Array, Fit, Misfit, Table, columns, misfit_of, take, usable_rows
 from tunnel.laws import _powers as powers
 from tunnel.laws import _search as search
+from tunnel.laws._models import HIGHEST, LOWEST, TRIED, Model, Norm, Sum
 
 DISTINCT = 1e-6  # logs closer than this are one level; assumed: far below any difference between two runs
 # a term under this share of the lowest loss (mid-range) is none; assumed: below the noise of any reading
 NO_TERM = 1e-4
+# readings within 5% of a budget's smallest C belong to it; assumed: wider than rounding to whole batches
+BUDGET = 0.05
 NO_FLOOR = 1e-3  # a floor E under this share of the lowest loss is none; assumed: below the noise of any reading
 
 
 @dataclass(frozen=True)
 class Form:
-    """A sum of powers: the column, coefficient and exponent of each term, and whether there is a floor E."""
+    """Powers of columns: the column, coefficient and exponent of each; whether there is a floor E; how they join.
+
+    A norm of two is ((A/N)^(α/β) + B/D)^β: its coefficients stand inside the powers.
+    """
 
     law: str
     terms: tuple[tuple[str, str, str], ...]  # (column, coefficient, exponent), as ("N", "A", "alpha")
     floor: bool
+    norm: bool = False
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -39,118 +46,154 @@ class Form:
         """The columns that a row must have."""
         return (*dict.fromkeys(c for c, _, _ in self.terms), "loss")
 
+    @property
+    def model(self) -> Model:
+        """Its shape in centred logs."""
+        return Norm() if self.norm else Sum(len(self.terms), self.floor)
 
-def fit(form: Form, table: Table, delta: float) -> Fit:
-    """The optimum of a form on a table; rows with a non-positive or non-finite entry are not used."""
+    def natural(self, theta: Array, centre: Array | float = 0.0, unit: float = 0.0) -> Array:
+        """Engine parameters (R, P), of losses over exp(unit), in the user's units: E, A·exp(α·centre), α."""
+        out = np.array(theta)
+        out[:, : self.model.linear] *= np.exp(unit)
+        coefficients, exponents = self._parts(out)
+        with np.errstate(over="ignore", divide="ignore"):
+            if self.norm:  # of the terms in logs: their middle, and how far they are apart
+                logs = np.log(out[:, 1:2]) + 0.5 * out[:, 2:3] * np.array([1, -1])
+                coefficients[:] = np.exp(logs / exponents + centre)
+            else:
+                coefficients *= np.exp(exponents * centre)
+        return out
+
+    def theta(
+        self, params: Mapping[str, float] | Mapping[str, Array], centre: Array | float = 0.0, unit: float = 0.0
+    ) -> Array:
+        """The inverse of `natural`; parameters are numbers, or arrays of equally many draws."""
+        out = np.stack([np.ravel(params[name]) for name in self.params], axis=1).astype(float)
+        coefficients, exponents = self._parts(out)
+        if self.norm:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                logs = exponents * (np.log(coefficients) - centre)
+                coefficients[:, 0], coefficients[:, 1] = np.exp(logs.mean(axis=1)), np.nan_to_num(-np.diff(logs)[:, 0])
+        else:
+            coefficients *= np.exp(-exponents * centre)
+        out[:, : self.model.linear] *= np.exp(-unit)
+        return out
+
+    def _parts(self, theta: Array) -> tuple[Array, Array]:
+        k, e = len(self.terms), int(self.floor)
+        return theta[:, e : e + k], theta[:, e + k :]
+
+
+def fit(form: Form, table: Table, delta: float | Misfit, floor: float | None = None) -> Fit:
+    """The optimum of a form on a table, E held at `floor` where one is given.
+
+    Rows with a non-positive or non-finite entry are not used.
+    """
     table = columns(table)
     table = take(table, usable_rows(table, form.needed))
     n = len(table["loss"]) if "loss" in table else 0
     lacking = _lacking(form, table, n)
     if lacking:
-        status, reason = lacking
-        return Fit(form.law, dict.fromkeys(form.params, np.nan), np.nan, delta, status, reason, n)
-    z, centre, y, w = _logs(form, table)
-    found = search.solve(z, y, w, delta, form.floor)
-    params = dict(zip(form.params, _natural(form, found.theta[None], centre)[0].tolist(), strict=True))
-    status, reason, ranges = _status(form, table, found)
+        return nothing(form.law, form.params, delta, lacking, n)
+    z, centre, y, w, unit = _logs(form, table)
+    pinned = None if floor is None else floor * float(np.exp(-unit))
+    found = search.solve(form.model, z, y, w, misfit_of(delta), pinned)
+    params = dict(zip(form.params, form.natural(found.theta[None], centre, unit)[0].tolist(), strict=True))
+    status, reason, ranges = status_of(form, table, found, unit)
     return Fit(form.law, params, found.objective, delta, status, reason, n, ranges)
 
 
-def predict(form: Form, params: dict[str, float] | dict[str, Array], table: Table) -> Array:
+def nothing(law: str, params: Sequence[str], delta: float | Misfit, reason: str, n: int) -> Fit:
+    """The fit of a table that has too few points: parameters are NaN."""
+    return Fit(law, dict.fromkeys(params, np.nan), np.nan, delta, "too few points", reason, n)
+
+
+def predict(form: Form, params: Mapping[str, float] | Mapping[str, Array], table: Table) -> Array:
     """Loss per row (nats per token); parameters may be (draws, 1) arrays, then (draws, rows)."""
     table = columns(table)
-    total = params["E"] if form.floor else 0.0
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        for column, coefficient, exponent in form.terms:
-            # in logs: A alone overflows at large exponents where A·N^-a does not
-            total = total + np.exp(np.log(params[coefficient]) - params[exponent] * np.log(table[column]))
-    return np.asarray(total)
+    with np.errstate(all="ignore"):  # in logs: A alone overflows at large exponents where A·N^-a does not
+        logs = np.stack([np.log(table[c]) for c, _, _ in form.terms])
+        loss = np.exp(powers.log_loss(form.model, form.theta(params), logs))
+    return np.asarray(loss if any(np.ndim(v) for v in params.values()) else loss[0])
 
 
 def refit(form: Form, table: Table, start: Fit, weights: Array | None, losses: Array | None) -> Array:
-    """The parameters (draws, P) of many re-weighted (draws, n) or re-measured (losses: draws, n) versions of
-    a table.
+    """The parameters (draws, P) of many re-weighted (draws, n) or re-measured (losses: draws, n) versions of a table.
 
     Rows with zero weight everywhere are allowed; each draw is polished from the fit `start` with δ annealed.
     """
-    z, centre, y, w = _logs(form, table)
+    z, centre, y, w, unit = _logs(form, table)
     draws = len(weights) if weights is not None else len(losses) if losses is not None else 1
-    theta = np.repeat(_centred(form, start, centre)[None], draws, axis=0)
+    theta = np.repeat(form.theta(start.params, centre, unit), draws, axis=0)
     w = w if weights is None else w * weights
-    y = y if losses is None else np.log(losses)
-    polished, _ = powers.polish(theta, z, y, w, start.delta, form.floor)
-    return _natural(form, polished, centre)
+    if losses is not None:
+        new = np.log(losses) - unit
+        theta[:, : form.model.linear] *= np.exp((new - y).mean(axis=1))[:, None]  # the start at the draw's own level
+        y = new
+    return form.natural(powers.polish(form.model, theta, z, y, w, misfit_of(start.delta))[0], centre, unit)
 
 
-def _lacking(form: Form, table: Table, n: int) -> tuple[str, str] | None:
-    """The status and reason of a table that cannot identify the form by its design, whatever its losses."""
+def _lacking(form: Form, table: Table, n: int) -> str:
+    """Why a table cannot identify the form by its design, whatever its losses."""
     size = len(form.params)
     if n < size + int(form.floor):
-        return (
-            "too few points",
-            f"{n} rows for {size} parameters of {form.law}: needs {size + int(form.floor)}",
-        )
+        return f"{n} rows for {size} parameters of {form.law}: needs {size + int(form.floor)}"
     need = 2 + int(form.floor)  # a power needs two levels; beside a floor, three
     for column, coefficient, exponent in form.terms:
-        levels = _levels(table[column])
-        if levels < need:
-            names = " and ".join([exponent, coefficient])
-            return "too few points", f"{column} has {levels} distinct values, {need} identify {names}"
-    return None
+        found = levels(table[column])
+        if found < need:
+            return f"{column} has {found} distinct values, {need} identify {exponent} and {coefficient}"
+    return ""
 
 
-def _levels(values: Array) -> int:
+def levels(values: Array) -> int:
+    """How many distinct values a column has, but for rounding."""
     logs = np.sort(np.log(values))
     return 1 + int((np.diff(logs) > DISTINCT).sum())
 
 
-def _logs(form: Form, table: Table) -> tuple[Array, Array, Array, Array]:
+def _logs(form: Form, table: Table) -> tuple[Array, Array, Array, Array, float]:
+    """Centred logs of the columns, their centres, log losses over a middle one, weights, the log of that one."""
     raw = np.stack([np.log(table[c]) for c, _, _ in form.terms])
     centre = 0.5 * (raw.min(axis=1) + raw.max(axis=1))  # of the range: the same for every resample
     y = np.log(table["loss"])
-    return raw - centre[:, None], centre, y, table["weight"] if "weight" in table else np.ones(len(y))
+    unit = 0.5 * float(y.min() + y.max())
+    return raw - centre[:, None], centre, y - unit, table["weight"] if "weight" in table else np.ones(len(y)), unit
 
 
-def _natural(form: Form, theta: Array, centre: Array) -> Array:
-    """Engine parameters (R, P) in the user's units: E, A = exp(a + α·centre), α."""
+def status_of(
+    form: Form, table: Table, found: search.Solution, unit: float = 0.0
+) -> tuple[str, str, dict[str, tuple[float, float]]]:
+    """converged, bound hit or flat; the reason names the parameters, the ranges what fits about as well.
+
+    `found` is of losses over exp(unit).
+    """
     k, e = len(form.terms), int(form.floor)
-    out = theta.copy()
-    with np.errstate(over="ignore"):
-        out[:, :e] = np.exp(theta[:, :e])
-        out[:, e : e + k] = np.exp(theta[:, e : e + k] + theta[:, e + k :] * centre)
-    return out
-
-
-def _centred(form: Form, start: Fit, centre: Array) -> Array:
-    k, e = len(form.terms), int(form.floor)
-    theta = np.array([start.params[name] for name in form.params], float)
-    theta[: e + k] = np.log(np.maximum(theta[: e + k], 1e-300))
-    theta[e : e + k] -= theta[e + k :] * centre
-    return theta
-
-
-def _status(form: Form, table: Table, found: search.Solution) -> tuple[str, str, dict[str, tuple[float, float]]]:
-    """converged, bound hit or flat; the reason names the parameters, `ranges` what fits about as well."""
-    k, e = len(form.terms), int(form.floor)
-    lowest = float(table["loss"].min())
+    scale = float(np.exp(unit))
+    lowest = float(table["loss"].min()) / scale
     hit, flat, ranges = [], [], {}
+    parts = found.theta[e : e + k]  # at the middle of the table
+    parts = parts[0] * np.exp(0.5 * parts[1] * np.array([1, -1])) if form.norm else parts
     for j, (column, coefficient, exponent) in enumerate(form.terms):
         value = found.theta[e + k + j]
         low, high = found.exponents[j]
-        if np.exp(found.theta[e + j]) < NO_TERM * lowest:
+        if parts[j] < NO_TERM * lowest:
             hit.append(f"{coefficient} is zero: the loss does not fall with {column}, {exponent} is not identified")
-        elif not powers.LOWEST * 1.01 < value < powers.HIGHEST * 0.99:
+        elif not LOWEST * 1.01 < value < HIGHEST * 0.99:
             hit.append(f"{exponent} = {value:.3g} is a bound of the search")
-        if low < search.TRIED[0] * 1.01 or high > search.TRIED[1] * 0.99:  # an end of the grid fits as well
+        if low < TRIED[0] * 1.01 or high > TRIED[1] * 0.99:  # an end of the grid fits as well
             flat.append(exponent)
             ranges[exponent] = (float(low), float(high))
     if found.floors is not None:
-        floor = float(np.exp(found.theta[0]))
+        floor = float(found.theta[0])
         if floor < NO_FLOOR * lowest:
             hit.append("E = 0 is the bound: the data shows no floor")
+            ranges["E"] = (0.0, found.floors[1] * scale)
         elif found.floors[0] < NO_FLOOR * lowest:
             flat.append("E")
-            ranges["E"] = (0.0, found.floors[1])
+            ranges["E"] = (0.0, found.floors[1] * scale)
+    if flat and found.floors is not None:  # what trades with an exponent is E
+        ranges.setdefault("E", (found.floors[0] * scale, found.floors[1] * scale))
     if hit:
         return "bound hit", "; ".join(hit), ranges
     if flat:
@@ -164,6 +207,11 @@ def _status(form: Form, table: Table, found: search.Solution) -> tuple[str, str,
 
 def _text(ranges: dict[str, tuple[float, float]]) -> str:
     return ", ".join(f"{name} {low:.3g} to {high:.3g}" for name, (low, high) in ranges.items())
+
+
+def budgets(flops: Array) -> Array:
+    """An integer per row, ascending with C, equal for the rows of one compute budget."""
+    return np.searchsorted(np.array(distinct(flops, BUDGET)), flops, side="right") - 1
 
 
 def distinct(values: Sequence[float] | Array, tolerance: float) -> list[float]:

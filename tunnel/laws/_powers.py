@@ -1,146 +1,125 @@
-"""The engine of the laws that are sums of powers: log L̂ = logsumexp(e, a₁ − α₁·z₁, a₂ − α₂·z₂, ...).
+"""The engine of the laws: objective with derivatives, and Newton's method, of many fits at a time.
 
-Written so, every coefficient is positive by construction, the terms' shares p = softmax are the derivatives,
-and the exact Hessian of log L̂ is diag(p) − p·pᵀ. With centred logs z the five parameters of L(N, D) are well
-enough conditioned for Newton's method, many fits at a time (a bootstrap is one call).
-
-Objective everywhere: Σ w·Huber(δ) of y − log L̂, with y = log L; Huber = r²/2 inside δ, δ(|r| − δ/2) outside.
+Objective everywhere: Σ w·ρ(y − log L̂) with y = log L, ρ a `Misfit` and log L̂ a model (_models). With centred logs and
+the exact Hessian the five parameters of L(N, D) are well enough conditioned for Newton's method, many fits at a time (a
+bootstrap is one call).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-Array = np.ndarray
+from tunnel.laws import Array, Misfit
+from tunnel.laws._models import Model
 
-# exponents; assumed: far outside anything measured (0.03-1.2), so a hit means that there is no fit
-LOWEST, HIGHEST = 1e-3, 4.0
-DEEPEST = 25.0  # a term may fall e^-25 below the smallest loss; assumed: beyond double precision's notice
+STEPS = 200  # assumed; most polishes end within 40
+PATIENCE = 6  # steps without gain after which a polish ends; measured here: kinks of a small δ refuse some
+FAINT = 1e-3  # a term that moves log L̂ by less, per unit of its exponent, has the units of one that does; assumed
 BLOCK = 60_000  # numbers per array in one batch, so that a batch stays in the cache; measured here
 
 
 @dataclass(frozen=True)
 class State:
-    """Objective f (R,), gradient g (R, P), Hessian h and its majoriser m (R, P, P) of R fits at once."""
+    """Objective f (R,), gradient g (R, P), Hessian h (R, P, P) and the step's units (R, P) of R fits at once."""
 
     f: Array
     g: Array
     h: Array
-    m: Array
+    unit: Array
 
 
-def log_loss(theta: Array, z: Array, floor: bool) -> Array:
-    """log L̂ (R, n) of R parameter vectors (R, P) at z (K, n)."""
-    k = len(z)
-    e = int(floor)
-    total = np.exp(theta[:, :1]) + np.zeros((1, z.shape[1])) if floor else 0.0
-    for j in range(k):
-        total = total + np.exp(theta[:, e + j, None] - theta[:, e + k + j, None] * z[j])
-    return np.log(total)
+def log_loss(model: Model, theta: Array, z: Array) -> Array:
+    """log L̂ (R, n) of R parameter vectors (R, P) at z (k, n)."""
+    return model.derive(theta, z)[0]
 
 
-def evaluate(theta: Array, z: Array, y: Array, w: Array, delta: float, floor: bool) -> State:
+def evaluate(model: Model, theta: Array, z: Array, y: Array, w: Array, misfit: Misfit) -> State:
     """Objective with first and second derivatives; y and w are (n,) or (R, n)."""
-    count, k, e = len(theta), len(z), int(floor)
-    size = theta.shape[1]
-    part = np.empty((count, size, z.shape[1]))  # first the terms, then their shares, then the Jacobian
-    for j in range(k):
-        np.exp(theta[:, e + j, None] - theta[:, e + k + j, None] * z[j], out=part[:, e + j])
-    if floor:
-        part[:, 0] = np.exp(theta[:, :1])
-    total = part[:, : e + k].sum(axis=1)
-    part[:, : e + k] /= total[:, None]
-    for j in range(k):
-        np.multiply(part[:, e + j], -z[j], out=part[:, e + k + j])
-    r = y - np.log(total)
-    c = np.clip(r, -delta, delta)
-    wc = w * c
-    f = (wc * (r - 0.5 * c)).sum(axis=1)
-    g = -(part @ wc[:, :, None])[:, :, 0]
-    flipped = part.transpose(0, 2, 1)
-    h = (part * (w * (np.abs(r) <= delta) + wc)[:, None]) @ flipped
-    m = (part * (w * np.abs(c) / np.maximum(np.abs(r), 1e-300))[:, None]) @ flipped
-    if floor:
-        h[:, 0, 0] += g[:, 0]
-    for j in range(k):  # − Σ w·c·p times (1, −z; −z, z²)
-        a, s = e + j, e + k + j
-        h[:, a, a] += g[:, a]
-        h[:, a, s] += g[:, s]
-        h[:, s, a] += g[:, s]
-        h[:, s, s] -= (wc * part[:, a] * z[j] ** 2).sum(axis=1)
-    return State(f, g, h, m)
+    logs, jacobian, kept = model.derive(theta, z)
+    r = y - logs
+    slope, curve, weight = misfit.slopes(r, w)
+    f = misfit.total(r, w)
+    g = -(jacobian @ slope[:, :, None])[:, :, 0]
+    flipped = jacobian.transpose(0, 2, 1)
+    # ∂² log L̂ = (∂²L̂)/L̂ − J·Jᵀ
+    h = (jacobian * (curve + slope)[:, None]) @ flipped - model.second(z, jacobian, kept, slope)
+    unit = (jacobian**2 @ weight[:, :, None])[:, :, 0]
+    unit[:, model.linear :] = np.maximum(unit[:, model.linear :], FAINT**2 * weight.sum(axis=1)[:, None])
+    lost = ~np.isfinite(f)  # where every term is 0, or one overflows
+    if lost.any():
+        f[lost], g[lost], h[lost], unit[lost] = np.inf, 0.0, 0.0, 1.0
+    return State(f, g, h, np.sqrt(np.maximum(unit, 1e-250)))
 
 
 def polish(
+    model: Model,
     theta: Array,
     z: Array,
     y: Array,
     w: Array,
-    delta: float,
-    floor: bool,
+    misfit: Misfit,
     tolerance: float = 1e-11,
-    held: Array | None = None,
+    held: Array | bool = False,
+    anneal: bool = True,
 ) -> tuple[Array, Array]:
-    """Newton to the nearest optimum from each start (R, P), δ falling to its value; returns theta and
-    objective.
+    """Newton to the nearest optimum from each start (R, P); returns theta and objective.
 
-    y and w are (n,) or (R, n); parameters under the mask `held` (R, P) keep their start. The step is damped
-    in the metric of the IRLS majoriser, so it is invariant to units.
+    δ falls to its value, or (not `anneal`) has it from the start. y and w are (n,) or (R, n); parameters under the
+    mask `held` (P,) or (R, P) keep their start. The step is damped in units of what each parameter moves, so it is
+    invariant to the table's.
     """
     block = max(1, BLOCK // max(z.shape[1], 1))
-    done = [
-        _polish(theta[i : i + block], z, _slice(y, i, block), _slice(w, i, block), delta, floor, tolerance, mask)
-        for i in range(0, len(theta), block)
-        for mask in [None if held is None else held[i : i + block]]
-    ]
+    stages = _stages(misfit, tolerance)[0 if anneal else -1 :]
+    masks = np.broadcast_to(held, theta.shape)
+    done = []
+    with np.errstate(all="ignore"):  # a trial that is lost is refused
+        for i in range(0, len(theta), block):
+            rows = slice(i, i + block)
+            own = [v if v.ndim == 1 else v[rows] for v in (y, w)]
+            done.append(_polish(model, theta[rows], z, own[0], own[1], stages, masks[rows]))
     return np.concatenate([t for t, _ in done]), np.concatenate([f for _, f in done])
 
 
-def _slice(rows: Array, start: int, length: int) -> Array:
-    return rows if rows.ndim == 1 else rows[start : start + length]
+def _stages(misfit: Misfit, tolerance: float) -> list[tuple[Misfit, float]]:
+    """δ annealed, with the relative gain at which each stage stops; measured here."""
+    wide = [(replace(misfit, delta=misfit.delta * by), 1e-3) for by in (30, 6)] if np.isfinite(misfit.delta) else []
+    return [*wide, (misfit, tolerance)]
 
 
 def _polish(
-    theta: Array,
-    z: Array,
-    y: Array,
-    w: Array,
-    delta: float,
-    floor: bool,
-    tolerance: float,
-    held: Array | None,
+    model: Model, theta: Array, z: Array, y: Array, w: Array, stages: list[tuple[Misfit, float]], held: Array
 ) -> tuple[Array, Array]:
-    theta = theta.copy()
-    lows, highs = (np.broadcast_to(b, theta.shape) for b in box(theta.shape[1], len(z), y, floor))
-    if held is not None:
-        lows, highs = np.where(held, theta, lows), np.where(held, theta, highs)
-    stages = [(delta * 30, 1e-3), (delta * 6, 1e-3), (delta, tolerance)]  # δ annealed; measured here
+    lows, highs = (np.where(held, theta, b) for b in box(model, z, y))
+    theta = np.clip(theta, lows, highs)
     value = np.zeros(len(theta))
     for stage, stop in stages:
         active = np.arange(len(theta))
         state, damp, calm = None, np.full(len(theta), 1e-2), np.zeros(len(theta), int)
-        for _ in range(100):
+        for _ in range(STEPS):
             ya, wa = (rows if rows.ndim == 1 else rows[active] for rows in (y, w))
             now, low, high = theta[active], lows[active], highs[active]
-            state = evaluate(now, z, ya, wa, stage, floor) if state is None else state
+            state = evaluate(model, now, z, ya, wa, stage) if state is None else state
             value[active] = state.f
-            trial = np.clip(now + _step(state, damp, now, low, high), low, high)
-            then = evaluate(trial, z, ya, wa, stage, floor)
+            step = _step(state, damp, now, low, high)
+            left = -(state.g * step).sum(axis=1) - 0.5 * np.einsum("ri,rij,rj->r", step, state.h, step)
+            trial = np.clip(now + step, low, high)
+            then = evaluate(model, trial, z, ya, wa, stage)
             better = then.f < state.f
             gain = np.where(better, state.f - then.f, 0.0)
             calm = np.where(gain <= stop * state.f, calm + 1, 0)
+            calm = np.where((left <= 1e-2 * stop * state.f) & (damp < 0.1), PATIENCE, calm)  # nothing more to be had
             damp = np.where(better, damp * 0.2, damp * 5)
             theta[active] = np.where(better[:, None], trial, now)
             state = _mix(better, then, state)
             value[active] = state.f
-            go = (calm < (6 if stop < 1e-6 else 2)) & (damp < 1e8) & (state.f > 1e-26)
+            go = (calm < (PATIENCE if stop < 1e-6 else 2)) & (damp < 1e8) & (state.f > 1e-26)
             if not go.any():
                 break
             if not go.all():
                 active, damp, calm = active[go], damp[go], calm[go]
-                state = State(state.f[go], state.g[go], state.h[go], state.m[go])
+                state = State(state.f[go], state.g[go], state.h[go], state.unit[go])
     return theta, value
 
 
@@ -150,33 +129,38 @@ def _mix(better: Array, new: State, old: State) -> State:
         np.where(better, new.f, old.f),
         np.where(better[:, None], new.g, old.g),
         np.where(cube, new.h, old.h),
-        np.where(cube, new.m, old.m),
+        np.where(better[:, None], new.unit, old.unit),
     )
 
 
 def _step(state: State, damp: Array, theta: Array, low: Array, high: Array) -> Array:
-    """Newton's step with |eigenvalues|, in the majoriser's metric; parameters pressed on a bound stay."""
-    size = theta.shape[1]
+    """Newton's step with |eigenvalues|, damped in units of what each parameter moves, that ends inside the box.
+
+    Parameters pressed on a bound stay; one that would cross a bound goes to it, and the others take account of that.
+    """
     held = ((theta <= low) & (state.g > 0)) | ((theta >= high) & (state.g < 0)) | (low == high)
-    free = ~held
-    pair = free[:, :, None] & free[:, None, :]
-    eye = np.eye(size)
-    g = np.where(free, state.g, 0.0)
-    scale = np.sqrt(np.maximum(np.einsum("rii->ri", state.m), 1e-250))
-    cube = scale[:, :, None] * scale[:, None, :]
-    m = np.where(pair, state.m / cube, 0.0) + eye * np.where(held, 1.0, 1e-10)[:, None]
-    h = np.where(pair, state.h / cube, 0.0)
-    root = np.linalg.inv(np.linalg.cholesky(m))
-    values, vectors = np.linalg.eigh(root @ h @ root.transpose(0, 2, 1))
-    turn = vectors.transpose(0, 2, 1) @ root  # rows: directions of the joint metric
-    along = (turn @ (g / scale)[:, :, None])[:, :, 0] / (np.abs(values) + damp[:, None])
-    step = -(turn.transpose(0, 2, 1) @ along[:, :, None])[:, :, 0] / scale
-    return np.clip(np.where(free, step, 0.0), -2.0, 2.0)  # two e-folds at a time; assumed
+    scale = state.unit
+    h = state.h / (scale[:, :, None] * scale[:, None, :])
+    step = np.zeros_like(theta)
+    todo = np.arange(len(theta))
+    for _ in range(theta.shape[1]):
+        free = ~held[todo]
+        fixed = np.where(free, 0.0, step[todo] * scale[todo])
+        g = state.g[todo] / scale[todo] + (h[todo] @ fixed[:, :, None])[:, :, 0]
+        pair = free[:, :, None] & free[:, None, :]
+        values, vectors = np.linalg.eigh(np.where(pair, h[todo], 0.0))
+        along = (np.where(free, g, 0.0)[:, None] @ vectors)[:, 0] / (np.abs(values) + damp[todo, None])
+        found = -(vectors @ along[:, :, None])[:, :, 0] / scale[todo]
+        step[todo] = np.where(free, found, step[todo])
+        out = free & ((theta[todo] + step[todo] < low[todo]) | (theta[todo] + step[todo] > high[todo]))
+        step[todo] = np.clip(step[todo], low[todo] - theta[todo], high[todo] - theta[todo])
+        held[todo] |= out
+        todo = todo[out.any(axis=1)]
+        if not len(todo):
+            break
+    return step
 
 
-def box(size: int, k: int, y: Array, floor: bool) -> tuple[Array, Array]:
-    low, high = np.full(size, y.min() - DEEPEST), np.full(size, y.max() + 3.0)
-    if floor:
-        high[0] = y.max()
-    low[-k:], high[-k:] = LOWEST, HIGHEST
-    return low, high
+def box(model: Model, z: Array, y: Array) -> tuple[Array, Array]:
+    """The lowest and highest theta (P,) of a search."""
+    return model.box(float(np.exp(y.min())), float(np.exp(y.max())))

@@ -1,5 +1,4 @@
-"""Where the engine starts: a grid over the exponents, coefficients ≥ 0 projected out; and what fits about as
-well.
+"""Where the engine starts: a grid over the exponents, coefficients ≥ 0 projected out; and what fits about as well.
 
 Variable projection (SCIENCE.md §4): inside each cell of the grid the coefficients are found by IRLS on log
 residuals, so that only the exponents are searched; the best cells are then polished jointly (_powers).
@@ -7,25 +6,27 @@ residuals, so that only the exponents are searched; the best cells are then poli
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 
 import numpy as np
 
-from tunnel.laws._powers import DEEPEST, Array, box, evaluate, polish
+from tunnel.laws import Array, Misfit
+from tunnel.laws._models import Model
+from tunnel.laws._powers import box, polish
 
-TRIED = (0.02, 2.5)  # exponents of the grid; assumed: what is published lies in 0.03-1.2
-# exponents per axis for one and two powers; measured here: 18² finds every optimum of our tables
-GRID = {1: 40, 2: 18}
-# cells of the grid that are polished; measured here: all ten reach one optimum on Chinchilla's points
-STARTS = 10
-SEARCH_ROWS = 400  # rows that the grid looks at (it only finds the basin; the polish sees every row); assumed
+STARTS = 12  # the grid's best cells, polished beside its local minima, and
+FINAL = 16  # of what that finds the best, polished to the end; measured here: benchmarks/fit.py --hostile
+SAME = 0.03  # exponents within 3% are one optimum, where the first polish has stopped; assumed
+LOOSE = 1e-4  # relative gain at which a first polish stops; assumed
+MANY_ROWS = 20_000  # up to so many, four basins are followed to the end on every row, beyond one; assumed
+SEARCH_ROWS = 400  # rows on which basins are told apart, and
+GRID_ROWS = 120  # on which the grid is laid: where a fit starts; measured here: benchmarks/fit.py
 
 
 @dataclass(frozen=True)
 class Solution:
-    """One optimum: theta (e, a_k, α_k; without e where the law has no floor), its objective, what fits as
-    well.
+    """One optimum: theta (e, a_k, α_k; without e where the law has no floor), its objective, what fits as well.
 
     `exponents`: per term, the lowest and highest value that fits within noise of the optimum, all else
     refitted (K, 2); `floors`: the same for E, whose low is 0 where no floor fits as well (None: no floor).
@@ -37,68 +38,74 @@ class Solution:
     floors: tuple[float, float] | None
 
 
-def solve(z: Array, y: Array, w: Array, delta: float, floor: bool = True) -> Solution:
+def solve(model: Model, z: Array, y: Array, w: Array, misfit: Misfit, pinned: float | None = None) -> Solution:
     """The global optimum: grid over the exponents, coefficients projected out, then a joint polish.
 
-    z (K, n) centred logs, y (n,) log losses, w (n,) weights ≥ 0. Variable projection: SCIENCE.md §4.
+    z (K, n) centred logs, y (n,) log losses, w (n,) weights ≥ 0; `pinned` holds E. Variable projection: SCIENCE.md §4.
     """
-    few = _thin(z, y, w)
-    exponents, theta, value = _search(*few, max(delta, _spread(few[1]) * 1e-3), floor)
-    best = np.unique(np.concatenate([_basins(value, len(z)), np.argsort(value)[:3]]))
-    best = best[np.argsort(value[best], kind="stable")][:STARTS]
-    polished, objective = polish(theta[best], *few, delta, floor)
-    if len(few[1]) < len(y):  # many rows: the basin was found on some of them, the optimum is that of all
-        keep = np.argsort(objective)[:1]
-        polished, objective = polish(polished[keep], z, y, w, delta, floor)
-    at = int(np.argmin(objective))
-    return Solution(
-        polished[at],
-        float(objective[at]),
-        *_profile(polished[at], exponents, theta, value, *few, delta, floor),
-    )
+    few = _thin(z, y, w, SEARCH_ROWS)
+    coarse = replace(misfit, delta=max(misfit.delta, _spread(few[1]) * 1e-3))
+    theta, value, shape = _search(model, *_thin(*few, GRID_ROWS), coarse)
+    best = np.unique(np.concatenate([_basins(value, shape), np.argsort(value, kind="stable")[:STARTS]]))
+    pin = np.zeros(theta.shape[1], bool)
+    held, starts = _profile_starts(model, theta, value)
+    if pinned is not None:
+        pin[0], theta[:, 0], starts[:, 0] = True, pinned, pinned
+        held = held | pin
+    tried = [polish(model, theta[best], *few, misfit, LOOSE, pin, anneal=way) for way in (True, False)]
+    profile, level = polish(model, starts, *few, misfit, LOOSE, held)
+    tried.append((profile, level))
+    points, found = (np.concatenate(rows) for rows in zip(*tried, strict=True))
+    points, found = polish(model, _apart(model, points, found)[:FINAL], *few, misfit, held=pin, anneal=False)
+    at = int(np.argmin(found))
+    ranges = _ranges(model, points[at], float(found[at]), profile, level, held, len(few[1]))
+    if len(few[1]) < len(y):  # many rows: the basins were found on some of them, the optimum is that of all
+        best = np.argsort(found, kind="stable")[: 4 if len(y) <= MANY_ROWS else 1]
+        points, found = polish(model, points[best], z, y, w, misfit, held=pin)
+        at = int(np.argmin(found))
+    return Solution(points[at], float(found[at]), *ranges)
 
 
-def _profile(
-    best: Array,
-    exponents: Array,
-    theta: Array,
-    value: Array,
-    z: Array,
-    y: Array,
-    w: Array,
-    delta: float,
-    floor: bool,
-) -> tuple[Array, tuple[float, float] | None]:
-    """What fits about as well: each exponent held at each value of the grid, E at nothing, the rest free."""
-    k = len(z)
-    size = len(best)
+def _apart(model: Model, points: Array, value: Array) -> Array:
+    """The points, best first, without those whose exponents a better one has within SAME."""
+    points = points[np.argsort(value, kind="stable")]
+    places = np.round(np.log(points[:, -model.k :]) / SAME)
+    return points[np.sort(np.unique(places, axis=0, return_index=True)[1])]
+
+
+def _profile_starts(model: Model, theta: Array, value: Array) -> tuple[Array, Array]:
+    """Masks of what is held, and starts (S, P): each exponent at each value of the grid, and E at nothing."""
+    size = theta.shape[1]
     starts, held = [], []
-    for j in range(k):
-        for level in np.unique(exponents[:, j]):
-            cells = np.flatnonzero(exponents[:, j] == level)
+    for j in range(size - model.k, size):
+        for level in np.unique(theta[:, j]):
+            cells = np.flatnonzero(theta[:, j] == level)
             starts.append(theta[cells[np.argmin(value[cells])]])
-            held.append(np.arange(size) == size - k + j)
-    if floor:
-        starts.append(np.r_[y.min() - DEEPEST, best[1:]])
+            held.append(np.arange(size) == j)
+    if model.floor:
+        starts.append(np.r_[0.0, theta[np.argmin(value), 1:]])
         held.append(np.arange(size) == 0)
-    found, objective = polish(np.array(starts), z, y, w, delta, floor, tolerance=1e-4, held=np.array(held))
-    room = 2.7 / max(len(y) - size, 1)  # chi-squared, 1 degree, 90%, of n·Δf/f; derived
-    good = objective <= evaluate(best[None], z, y, w, delta, floor).f[0] * (1 + room)
-    found, held_at = np.concatenate([best[None], found[good]]), np.array(held)[good]
-    ranges = np.empty((k, 2))
-    for j in range(k):
-        own = np.r_[True, held_at[:, size - k + j]]
-        ranges[j] = found[own, size - k + j].min(), found[own, size - k + j].max()
-    floors = np.exp(found[:, 0])
-    return ranges, (float(floors.min()), float(floors.max())) if floor else None
+    return np.array(held), np.array(starts)
 
 
-def _thin(z: Array, y: Array, w: Array) -> tuple[Array, Array, Array]:
-    """At most SEARCH_ROWS rows, evenly through the sorted table (so that row order does not matter)."""
-    if len(y) <= SEARCH_ROWS:
+def _ranges(
+    model: Model, best: Array, objective: float, points: Array, level: Array, held: Array, rows: int
+) -> tuple[Array, tuple[float, float] | None]:
+    """What fits about as well as the optimum: of each exponent, and of the floor."""
+    size = len(best)
+    room = 2.7 / max(rows - size, 1)  # chi-squared, 1 degree, 90%, of n·Δf/f; derived
+    good = level <= objective * (1 + room)
+    points, held = np.concatenate([best[None], points[good]]), np.concatenate([np.ones((1, size), bool), held[good]])
+    ranges = np.array([[points[held[:, j], j].min(), points[held[:, j], j].max()] for j in range(size - model.k, size)])
+    return ranges, (float(points[:, 0].min()), float(points[:, 0].max())) if model.floor else None
+
+
+def _thin(z: Array, y: Array, w: Array, most: int) -> tuple[Array, Array, Array]:
+    """At most so many rows, evenly through the sorted table (so that row order does not matter)."""
+    if len(y) <= most:
         return z, y, w
     order = np.lexsort((y, *z))
-    pick = order[np.linspace(0, len(y) - 1, SEARCH_ROWS).astype(int)]
+    pick = order[np.linspace(0, len(y) - 1, most).astype(int)]
     return z[:, pick], y[pick], w[pick]
 
 
@@ -106,39 +113,24 @@ def _spread(y: Array) -> float:
     return float(np.ptp(y)) if len(y) else 0.0
 
 
-def _search(z: Array, y: Array, w: Array, delta: float, floor: bool) -> tuple[Array, Array, Array]:
-    """Exponents (G, K) of the grid, the full theta (G, P) with the best coefficients ≥ 0, and the objective
-    (G,).
+def _search(model: Model, z: Array, y: Array, w: Array, misfit: Misfit) -> tuple[Array, Array, tuple[int, ...]]:
+    """The full theta (G, P) of the grid's cells with the best coefficients ≥ 0, the objective (G,), the shape.
 
     Inside: IRLS on log residuals; each pass is a weighted least squares with coefficients ≥ 0 for L̂·(1 + r).
     """
-    k = len(z)
-    axis = np.geomspace(*TRIED, GRID[k])
-    exponents = np.array(list(product(axis, repeat=k)))
-    size = k + int(floor)
-    basis = np.empty((len(exponents), size, len(y)))
-    if floor:
-        basis[:, 0] = 1.0
-    shift = np.empty((len(exponents), k))
-    for j in range(k):
-        v = -exponents[:, j, None] * z[j]
-        shift[:, j] = v.max(axis=1)  # the largest is 1: no overflow, and ridge means the same for every term
-        basis[:, size - k + j] = np.exp(v - shift[:, j, None])
-    fitted = np.broadcast_to(np.exp(y), (len(exponents), len(y)))
+    theta, shape = model.cells(z)
+    basis, shift = model.basis(theta, z)
+    fitted = np.broadcast_to(np.exp(y), (len(theta), len(y)))
     r = np.zeros_like(fitted)
-    for width in (1e9, 1e9, 30 * delta, 6 * delta, delta, delta, delta, delta):
-        weight = w / np.maximum(np.abs(r) / width, 1.0) / fitted**2
+    for delta in (np.inf, np.inf, *(misfit.delta * by for by in (30, 6, 1, 1, 1, 1))):
+        weight = replace(misfit, delta=delta).slopes(r, w)[2] / fitted**2
         weighted = basis * weight[:, None]
         rhs = (weighted @ (fitted * (1 + r))[:, :, None])[:, :, 0]
         coefficients = _nonnegative(weighted @ basis.transpose(0, 2, 1), rhs)
         fitted = np.maximum((coefficients[:, None] @ basis)[:, 0], np.exp(y.min() - 5))
         r = y - np.log(fitted)
-    c = np.clip(r, -delta, delta)
-    value = (w * c * (r - 0.5 * c)).sum(axis=1)
-    logs = np.log(np.maximum(coefficients, np.exp(y.min() - 12)))
-    logs[:, size - k :] -= shift
-    low, high = box(size + k, k, y, floor)
-    return exponents, np.clip(np.concatenate([logs, exponents], axis=1), low, high), value
+    low, high = box(model, z, y)
+    return np.clip(model.scaled(theta, coefficients * np.exp(-shift)), low, high), misfit.total(r, w), shape
 
 
 def _nonnegative(gram: Array, rhs: Array) -> Array:
@@ -157,13 +149,11 @@ def _nonnegative(gram: Array, rhs: Array) -> Array:
     return answer
 
 
-def _basins(value: Array, k: int) -> Array:
+def _basins(value: Array, shape: tuple[int, ...]) -> Array:
     """Indices of the grid's local minima."""
-    shape = (GRID[k],) * k
-    cells = value.reshape(shape)
-    padded = np.pad(cells, 1, constant_values=np.inf)
+    grid = value.reshape(shape)
+    padded = np.pad(grid, 1, constant_values=np.inf)
     low = np.ones(shape, bool)
-    for offset in product((0, 1, 2), repeat=k):
-        window = tuple(slice(o, o + GRID[k]) for o in offset)
-        low &= cells <= padded[window]
+    for offset in product((0, 1, 2), repeat=len(shape)):
+        low &= grid <= padded[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
     return np.flatnonzero(low.ravel())

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, usable_rows
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, usable_rows
 
 KIND = "loss"
 FORM = _fit.Form("chinchilla", (("N", "A", "alpha"), ("D", "B", "beta")), floor=True)
@@ -29,14 +29,14 @@ def select(table: Table, targets: Table | None = None) -> Array:
     return np.flatnonzero(usable_rows(table, COLUMNS))
 
 
-def fit(table: Table, delta: float = DELTA) -> Fit:
+def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A, B ≥ 0, alpha, beta at the minimum of Σ Huber(δ) of log L − log L̂; hostile tables get a status."""
     return _fit.fit(FORM, table, delta)
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N and D."""
-    return _fit.predict(FORM, dict(params), table)
+    return _fit.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, size, take
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, misfit_of, size, take
 
 KIND = "loss"
 ONE_D = True
@@ -38,26 +38,24 @@ def answers(table: Table, targets: Table) -> str:
     return "" if sizes >= SIZES else f"{sizes} sizes were read at the target's D, a floor takes {SIZES}"
 
 
-def fit(table: Table, delta: float = DELTA) -> Fit:
+def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A and α on the rows at one D (see select)."""
     table = columns(table)
     rows = take(table, select(table))
     if len(_fit.distinct(rows["N"], size.SAME_D) if len(rows.get("N", ())) else ()) < SIZES:
-        params = dict.fromkeys(PARAMS, float("nan"))
-        return Fit("floor", params, float("nan"), delta, "too few points", f"{SIZES} sizes at one D are needed", 0)
+        return _fit.nothing("floor", PARAMS, delta, f"{SIZES} sizes at one D are needed", 0)
     found = solve(rows["N"], np.log(rows["loss"])[None], weights_of(rows)[None])[0]
     params = dict(zip(PARAMS, map(float, found), strict=True))
-    left = np.abs(np.log(rows["loss"] / predict(params, rows)))
-    huber = np.where(left <= delta, left**2 / 2, delta * (left - delta / 2))
+    left = misfit_of(delta).total(np.log(rows["loss"] / predict(params, rows)), weights_of(rows))
     edge = not GRID[0] < params["alpha"] < GRID[-1]
     reason = f"alpha {params['alpha']:.2f} lies at the search's bound" if edge else ""
     status = "bound hit" if edge else "converged"
-    return Fit("floor", params, float((weights_of(rows) * huber).sum()), delta, status, reason, len(rows["N"]))
+    return Fit("floor", params, float(left), delta, status, reason, len(rows["N"]))
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N, at the D of the fit."""
-    return _fit.predict(FORM, dict(params), table)
+    return _fit.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:

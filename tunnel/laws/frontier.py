@@ -11,15 +11,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, take, usable_rows
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, take, usable_rows
 
 KIND = "loss"
+ON_PATH = True
 FORM = _fit.Form("frontier", (("C", "A", "a"),), floor=True)
 COLUMNS = FORM.needed
 PARAMS = FORM.params
 
-# readings within 5% of a budget's smallest C belong to it; assumed: wider than rounding to whole batches
-BUDGET = 0.05
 # decades of N off the path at the target's C; assumed: an isoFLOP valley is flat within a factor 1.4
 OFF_PATH = 0.15
 MOST_OFF = 0.3  # decades, where the path itself is uncertain; assumed: a factor 2
@@ -54,15 +53,14 @@ def select(table: Table, targets: Table | None = None) -> Array:
     if not len(rows):
         return rows
     c, loss = table["C"][rows], table["loss"][rows]
-    levels = np.array(_fit.distinct(c, BUDGET))
-    budget = np.searchsorted(levels, c, side="right") - 1
+    budget = _fit.budgets(c)
     order = np.lexsort((c, loss, budget))
     first = order[np.unique(budget[order], return_index=True)[1]]
     before = np.concatenate([[np.inf], np.minimum.accumulate(loss[first])[:-1]])
     return rows[first[loss[first] < before]]
 
 
-def fit(table: Table, delta: float = DELTA) -> Fit:
+def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A ≥ 0 and a through the best reading per budget; n counts those."""
     table = columns(table)
     return _fit.fit(FORM, take(table, select(table)), delta)
@@ -70,7 +68,7 @@ def fit(table: Table, delta: float = DELTA) -> Fit:
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's C (6ND where there is none)."""
-    return _fit.predict(FORM, dict(params), table)
+    return _fit.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:

@@ -1,18 +1,18 @@
-"""The 90% interval of a forecast: parameters, hold-out errors grown with distance, seed noise, joined in
+"""The 90% interval of a forecast: parameters, hold-out errors grown with distance, rivals, noise, joined in
 quadrature.
 
 In log loss, per target at distance d (decades beyond the fit):
 
-    half² = (t_p·s)² + max(t_h·c·(d₀ + d)/d₀, r)² + (z·σ)²   interval = value·exp(± half)
+    half² = (t_p·s)² + (t_h·c·(1 + d/d₀))² + (q·r)² + (a·d)² + (z·σ)²        interval = value·exp(± half)
 
-s: spread of the law's log forecast over a bootstrap by run (forks of a trunk are not independent); c: root
-mean square of hold-out errors scaled back to the fit's edge, error·d₀/(d₀ + distance); σ: seed noise; t_p,
-t_h: Student quantiles at the runs' and the folds' degrees of freedom, z the normal's; r: how far the rivals'
-forecasts lie, the forms that the hold-outs do not clearly reject (0 where the caller names none); they count where
-they lie farther than the hold-out errors reach, which hold a form's own error already. Parameter noise alone
-covers 10-70% of larger runs at a nominal 90% (SCIENCE.md §4), which is why the second term is there; and as
-hold-out errors contain parameter noise, t_p is Student's only where there are none. Measured on simulated 4 ×
-4 ladders before rivals and the law floor were added: 95-99% inside at a nominal 90%.
+s: spread of the law's log forecast over a bootstrap by run (forks of a trunk are not independent); c: root mean
+square of the hold-out errors brought back to the fit's edge, error/(1 + distance/d₀); r: how far rivals' forecasts
+lie, root mean square over the chosen candidate and those that the hold-outs do not clearly reject, weighted by
+(score chosen/score)²; a: what no hold-out of a table shows, as trends bend further on; σ: noise of a reading, from
+seeds where the caller or repeats tell it, at least the typical residual of the fit. t_p = z is the normal's quantile;
+t_h = HELD, q = RIVALS and a = BEND are conformal, so that 90% of the targets of *other* tables lie inside; where there
+was no hold-out, c is the fit's residual and t_p, t_h are Student's. Parameter noise alone covers 10-70% of larger runs
+at a nominal 90% (SCIENCE.md §4). benchmarks/coverage.py measures all of it, leave-one-table-out.
 """
 
 from __future__ import annotations
@@ -24,13 +24,18 @@ import numpy as np
 from scipy.special import chdtri, stdtrit
 
 from tunnel import laws
-from tunnel.laws import DELTA, Array, Fit, Table, backtest, columns, take
-from tunnel.laws.backtest import NEAR, Miss
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, backtest, columns, rows, take
+from tunnel.laws.backtest import NEAR, Candidate, Miss
 
-FORMULA = "log half-width² = (t_p·s)² + max(t_h·c·(d0 + d)/d0, r)² + (z·noise)²; interval = value·exp(± half-width)"
+FORMULA = (
+    "log half-width² = (t_p·s)² + (t_h·c·(d0 + d)/d0)² + (q·r)² + (a·d)² + (z·noise)²; "
+    "interval = value·exp(± half-width)"
+)
 LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
 MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
+# of c, of r and per decade; measured here, leave-one-table-out on 13 public tables (benchmarks/coverage.py)
+HELD, RIVALS, BEND = 2.0, 1.4, 0.01
 
 
 @dataclass(frozen=True)
@@ -86,21 +91,21 @@ def bootstrap(
     """
     law = laws.get(name)
     table = columns(table)
-    rows, size = laws.rows_of(table), len(law.PARAMS)
+    n, size = laws.rows_of(table), len(law.PARAMS)
     if resamples is not None:
-        degrees = max(1, min(len(set(laws.runs_of(table))) - 1, rows - size))
+        degrees = max(1, min(len(set(laws.runs_of(table))) - 1, n - size))
         found = _refit_tables(name, table, fit, resamples, targets)
         return Bootstrap(law.PARAMS, found, degrees, 1.0, "given resamples")
     rng = np.random.default_rng(seed)
-    inflation = np.sqrt(rows / max(rows - size, 1))  # the fit has used up `size` degrees of freedom; derived
-    if rows > MOST_ROWS:
-        table = take(table, np.sort(rng.choice(rows, MOST_ROWS, replace=False)))
-        inflation *= np.sqrt(MOST_ROWS / rows)
+    inflation = np.sqrt(n / max(n - size, 1))  # the fit has used up `size` degrees of freedom; derived
+    if n > MOST_ROWS:
+        table = take(table, np.sort(rng.choice(n, MOST_ROWS, replace=False)))
+        inflation *= np.sqrt(MOST_ROWS / n)
     runs = np.unique(laws.runs_of(table), return_inverse=True)[1]
     count = int(runs.max()) + 1
     weights = rng.exponential(size=(draws, count))
     weights *= count / weights.sum(axis=1, keepdims=True)
-    degrees = max(1, min(count - 1, rows - size))
+    degrees = max(1, min(count - 1, n - size))
     return Bootstrap(law.PARAMS, law.refit(table, fit, weights[:, runs]), degrees, float(inflation), "by run")
 
 
@@ -110,9 +115,9 @@ def _refit_tables(name: str, table: Table, fit: Fit, resamples: Iterable[Table],
     batch: list[Array] = []
     out: list[Array] = []
     for other in map(columns, resamples):
-        rows = _same_rows(table, other)
-        if rows is not None:
-            batch.append(other["loss"][rows])
+        order = _same_rows(table, other)
+        if order is not None:
+            batch.append(other["loss"][order])
             continue
         again = law.fit(take(other, law.select(other, targets)), fit.delta)
         if again.usable:
@@ -132,70 +137,88 @@ def _same_rows(table: Table, other: Table) -> Array | None:
 
 
 def forecast(
-    name: str,
+    which: str | Candidate,
     table: Table,
     targets: Table,
     resamples: Iterable[Table] | None = None,
     misses: tuple[Miss, ...] | None = None,
-    noise: float = 0.0,
-    delta: float = DELTA,
+    noise: float | None = None,
+    delta: float | Misfit = DELTA,
     draws: int = DRAWS,
     seed: int = 0,
-    rivals: tuple[str, ...] = (),
+    rivals: Mapping[Candidate, float] | None = None,
 ) -> Forecast:
-    """One law's forecast of the targets' loss with its 90% interval; NaN everywhere where the law cannot
-    answer.
+    """One candidate's forecast of the targets' loss with its 90% interval; NaN everywhere where it cannot answer.
 
     table: all readings; targets: N, D (and C); resamples: tables like `table`, as the ladder's own bootstrap
     of its valleys draws them (else runs are re-weighted here); misses: hold-out errors (else taken here,
-    those that look like the question); noise: standard deviation of log loss over seeds;
-    rivals: forms that the hold-outs do not clearly reject, whose distance widens the interval.
+    those that look like the question); noise: standard deviation of log loss over seeds (else that of the table's
+    repeats); rivals: candidates that the hold-outs do not clearly reject, with their weight beside the chosen one's 1.
     """
-    law = laws.get(name)
-    table, targets = columns(table), columns(targets)
-    rows = take(table, law.select(table, targets))
-    fit = law.fit(rows, delta)
+    table, targets, chosen = columns(table), columns(targets), backtest.candidate_of(which, delta)
+    law, seen = laws.get(chosen.law), chosen.rows(table, targets)
+    fit = law.fit(seen, chosen.delta)
     if not fit.usable:
         nothing = np.full(laws.rows_of(targets), np.nan)
-        return Forecast(name, nothing, nothing, nothing, nothing, {"status": fit.status, "reason": fit.reason})
-    value = law.predict(fit.params, targets)
-    far = backtest.distance(rows, targets)
+        return Forecast(chosen.law, nothing, nothing, nothing, nothing, {"status": fit.status, "reason": fit.reason})
+    value, far = law.predict(fit.params, targets), backtest.distance(seen, targets)
     axis = backtest.question(table, targets)
-    misses = backtest.own_misses(name, table, targets, axis, delta) if misses is None else misses
-    boot = bootstrap(name, rows, fit, draws, seed, resamples, targets)
+    misses = backtest.own_misses(chosen, table, targets, axis) if misses is None else misses
+    boot = bootstrap(chosen.law, seen, fit, draws, seed, resamples, targets)
     spread = _spread(law, boot, targets)
-    share, degrees, basis = _beyond(misses, law, fit, rows)
+    share, degrees, basis = _beyond(misses, law, fit, seen)
     z = student(0.5 + LEVEL / 2, 1e9)
-    t_h = student(0.5 + LEVEL / 2, degrees)
+    t_h = HELD if misses else student(0.5 + LEVEL / 2, degrees)
     t_p = z if misses else student(0.5 + LEVEL / 2, boot.degrees)
-    parameters = t_p * spread
-    beyond = t_h * share * (NEAR + far) / NEAR
-    apart = _apart(rivals, table, targets, value, delta)
-    half = np.sqrt(parameters**2 + np.fmax(beyond, apart) ** 2 + (z * noise) ** 2)
+    noise = max(rows.noise(table) if noise is None else noise, _residual(law, fit, seen))
+    apart = _apart(rivals or {}, backtest.thinned(table), targets, value)
+    halves = {
+        "half_parameters": t_p * spread,
+        "half_holdouts": t_h * share * (NEAR + far) / NEAR,
+        "half_rivals": RIVALS * apart,
+        "half_bend": BEND * far,
+        "half_noise": z * noise + 0 * far,
+    }
+    half = np.sqrt(sum(part**2 for part in halves.values()))
     parts = {
         "formula": FORMULA,
         "level": LEVEL,
         "fit": {"params": dict(fit.params), "status": fit.status, "reason": fit.reason, "n": fit.n},
-        "delta": delta,
+        "rows": chosen.window.name, "loss": chosen.loss,
         "s": spread.tolist(), "t_p": t_p, "degrees_p": boot.degrees, "draws": len(boot.draws), "bootstrap":
         boot.by, "c": share, "t_h": t_h, "degrees_h": degrees, "d0": NEAR, "d": far.tolist(), "c_from": basis,
-        "noise": noise, "z": z,
-        "half_parameters": parameters.tolist(), "half_holdouts": beyond.tolist(), "half_noise": z * noise,
-        "rivals": list(rivals), "half_rivals": apart.tolist(),
+        "noise": noise, "z": z, "q": RIVALS, "r": apart.tolist(), "a": BEND,
+        "rivals": {str(rival): weight for rival, weight in (rivals or {}).items()},
+        **{name: part.tolist() for name, part in halves.items()},
         "misses": [asdict(m) for m in misses[:200]],
     }  # fmt: skip
-    return Forecast(name, value, value * np.exp(-half), value * np.exp(half), far, parts)
+    return Forecast(chosen.law, value, value * np.exp(-half), value * np.exp(half), far, parts)
 
 
-def _apart(rivals: tuple[str, ...], table: Table, targets: Table, value: Array, delta: float) -> Array:
-    """How far the farthest rival's log forecast lies from the chosen form's, per target."""
-    far = np.zeros(len(value))
-    for name in rivals:
-        law = laws.get(name)
-        fit = law.fit(take(table, law.select(table, targets)), delta)
+def of_choice(choice: backtest.Choice, table: Table, targets: Table, draws: int = DRAWS, seed: int = 0) -> Forecast:
+    """The forecast of what was chosen by backtest, its interval widened by the rivals that were not rejected."""
+    return forecast(
+        choice.candidate, table, targets, misses=choice.own or None, draws=draws, seed=seed, rivals=choice.rivals()
+    )
+
+
+def _apart(rivals: Mapping[Candidate, float], table: Table, targets: Table, value: Array) -> Array:
+    """How far rivals' log forecasts lie from the chosen one's, per target: root mean square by weight, its own 0."""
+    total, weights = np.zeros(len(value)), np.ones(len(value))
+    for rival, weight in rivals.items():
+        fit = rival.fit(table, targets)
         if fit.usable:
-            far = np.fmax(far, np.abs(np.log(law.predict(fit.params, targets) / value)))
-    return far
+            with np.errstate(invalid="ignore", divide="ignore"):
+                far = np.log(laws.get(rival.law).predict(fit.params, targets) / value) ** 2
+            total += weight * np.where(np.isfinite(far), far, 0.0)
+            weights += weight * np.isfinite(far)
+    return np.sqrt(total / weights)
+
+
+def _residual(law: object, fit: Fit, seen: Table) -> float:
+    """The typical residual of log loss at the fit; 0 where the rows only just identify the parameters."""
+    left = np.abs(np.log(seen["loss"] / law.predict(fit.params, seen)))  # type: ignore[attr-defined]
+    return float(rows.TYPICAL * np.median(left)) if len(left) > len(fit.params) else 0.0
 
 
 def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:
@@ -209,12 +232,12 @@ def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:
     return np.asarray((high - low) / (2 * 1.6449) * boot.inflation)  # 1.6449: the normal's 95% quantile; derived
 
 
-def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, rows: Table) -> tuple[float, int, str]:
+def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, seen: Table) -> tuple[float, int, str]:
     """c, its degrees of freedom (folds: the rows of a fold share a fit), and what it came from."""
     folds = {(m.axis, m.fold) for m in misses}
     if folds:
         return backtest.score(misses), len(folds), "hold-outs"
-    residual = np.log(rows["loss"] / law.predict(fit.params, rows))  # type: ignore[attr-defined]
+    residual = np.log(seen["loss"] / law.predict(fit.params, seen))  # type: ignore[attr-defined]
     degrees = max(1, fit.n - len(fit.params))
     return (
         float(np.sqrt((residual**2).sum() / degrees)),

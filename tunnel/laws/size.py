@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Table, _fit, columns, take, usable_rows
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, take, usable_rows
 
 KIND = "loss"
 ONE_D = True
@@ -53,7 +53,7 @@ def select(table: Table, targets: Table | None = None) -> Array:
     return best
 
 
-def fit(table: Table, delta: float = DELTA) -> Fit:
+def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """A and a on the rows at one D (see select)."""
     table = columns(table)
     rows = select(table)
@@ -65,7 +65,7 @@ def fit(table: Table, delta: float = DELTA) -> Fit:
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N, at the D of the fit."""
-    return _fit.predict(FORM, dict(params), table)
+    return _fit.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:

@@ -202,7 +202,7 @@ class Decay(Frozen):
 
 
 class Sampler(Frozen):
-    name: Literal["tpe", "gp", "cmaes", "sobol", "random", "grid"] = "tpe"
+    name: Literal["tpe", "gp", "cmaes", "sobol", "random", "grid", "pareto"] = "tpe"
 
 
 class Stage(Frozen):
@@ -240,6 +240,8 @@ class Stage(Frozen):
     @model_validator(mode="after")
     def kind_fits(self) -> Stage:
         parse_space(self.space)
+        if "flops" in self.fixed or isinstance(self.axes.get("flops"), Choice):
+            raise ValueError("space.flops must be a range; one value for all trials is budget.flops")
         (self._search if self.kind == "search" else self._listed)()
         if self.halving and (self.rungs is None or self.length_of(self.rungs) < 2):
             raise ValueError("halving compares trials at rungs: it needs at least two")
@@ -258,6 +260,13 @@ class Stage(Frozen):
             if getattr(self, key):
                 raise ValueError(f"{key} belongs to a ladder")
         lengths = [k for k in ("tokens", "tokens_per_param", "flops") if getattr(self.budget, k) is not None]
+        if "flops" in self.axes:
+            lengths.append("flops")
+            if self.sampler.name in ("tpe", "gp", "cmaes"):
+                raise ValueError(
+                    f"flops is in the sampler's space, and {self.sampler.name} knows no cost: "
+                    'the dearest would always win; sampler.name = "pareto" knows it'
+                )
         if len(lengths) + (self.rungs is not None) != 1:
             raise ValueError("budget needs exactly one of tokens, tokens_per_param, flops; or the stage has rungs")
         shaped = [k for k in SHAPE if k in self.axes]

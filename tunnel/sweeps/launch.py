@@ -1,12 +1,13 @@
-"""The full-size run: the target, trained with exactly what was recommended, by the trainer of the proxies."""
+"""The full-size run, trained with exactly what was recommended by the trainer of the proxies; and the test of it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunnel import families
-from tunnel.answers import forecasts, ladder
+from tunnel.answers import counterfactual, forecasts, ladder
 from tunnel.errors import Stopped, UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
@@ -39,53 +40,84 @@ def train(
     run = RunSpec.model_validate(told["run"])
     trial = Trial(stage=f"target:{goal.name}", number=0, runs=(run,))
     if keep.record(run.fingerprint) is None:
-        work = backends.Work(
-            str(keep.root.resolve()), asked.data, asked.model.seq_len, families.load(asked.family).reads
-        )
-        with keep.driver():
-            corpus = work.corpus()
-            source = run.trunk.source
-            if corpus is not None and corpus.of(source).hash != data.identity(source):
-                raise UserError(
-                    "the corpus changed since the proxies read it", key="data.corpus", value=asked.data.corpus
-                )
-            queue = TargetQueue(trial, asked, keep, watch)
+
+        def begin() -> None:
             forecasts.begin(keep, goal.name, run.fingerprint)
-            backends.run(queue, work, asked.resources, address=address, max_concurrent=1)
-            keep.path("progress.json").unlink(missing_ok=True)
-            keep.write_readings()
-        if queue.error:
-            raise Stopped(f"target {goal.name}: {queue.error}; the same command goes on from its last checkpoint")
+
+        grown(asked, keep, [trial], address=address, watch=watch, begin=begin)
     record = keep.record(run.fingerprint)
     assert record is not None
     return record.model_dump(mode="json")
 
 
-class TargetQueue:
-    """One trial as a backend's queue."""
+def contrast(
+    asked: Study,
+    keep: Store,
+    target: str | None = None,
+    *,
+    hours: float | None = None,
+    address: str | None = None,
+    watch: sweep.Watch | None = None,
+) -> dict[str, Any]:
+    """Forecasts the loss at the recommended lr, half and double it, then trains all three, or goes on; the comparison.
 
-    def __init__(self, trial: Trial, asked: Study, keep: Store, watch: sweep.Watch | None) -> None:
-        self.trial, self.keep, self.watch, self.error = trial, keep, watch, ""
-        family = families.load(asked.family)
-        self.per_token = family.flops_per_token(trial.trunk.shape, trial.trunk.body)
-        self.live = sweep.Live(trial.stage, 1, self.per_token * trial.trained)
-        self.waiting, self.shown = True, 0.0
+    `hours`: of one device, that they may take. Raises UserError and Stopped as `train` does.
+    """
+    told = counterfactual.registered(asked, keep, target, hours)
+    left = [t for t in counterfactual.trials(told) if keep.record(t.runs[0].fingerprint) is None]
+    if left:
+        grown(asked, keep, left, address=address, watch=watch)
+    return counterfactual.judged(keep, told)
+
+
+def grown(
+    asked: Study,
+    keep: Store,
+    trials: Sequence[Trial],
+    *,
+    address: str | None,
+    watch: sweep.Watch | None,
+    begin: Callable[[], None] = lambda: None,
+) -> None:
+    """Trains full-size trials, `begin` being called when the folder is held and nothing has started."""
+    work = backends.Work(str(keep.root.resolve()), asked.data, asked.model.seq_len, families.load(asked.family).reads)
+    with keep.driver():
+        corpus, source = work.corpus(), trials[0].trunk.source
+        if corpus is not None and corpus.of(source).hash != data.identity(source):
+            raise UserError("the corpus changed since the proxies read it", key="data.corpus", value=asked.data.corpus)
+        queue = TargetQueue(trials, keep, watch)
+        begin()
+        backends.run(queue, work, asked.resources, address=address)
+        keep.path("progress.json").unlink(missing_ok=True)
+        keep.write_readings()
+    if queue.error:
+        raise Stopped(f"{trials[0].stage}: {queue.error}; the same command goes on from its last checkpoint")
+
+
+class TargetQueue:
+    """Trials that are known beforehand as a backend's queue."""
+
+    def __init__(self, trials: Sequence[Trial], keep: Store, watch: sweep.Watch | None) -> None:
+        self.keep, self.watch, self.error = keep, watch, ""
+        self.waiting, self.flops = list(trials), {t.number: flops_of(t) for t in trials}
+        self.live = sweep.Live(trials[0].stage, len(trials), sum(self.flops.values()))
+        self.shown = 0.0
 
     def next(self) -> Trial | None:
         if not self.waiting:
             return None
-        self.waiting = False
-        self.live.begin(0, self.trial, self.per_token)
-        return self.trial
+        trial = self.waiting.pop(0)
+        self.live.begin(trial.number, trial, self.flops[trial.number] / trial.trained)
+        return trial
 
     def left(self) -> int:
-        return int(self.waiting)
+        return len(self.waiting)
 
     def event(self, number: int, event: Event) -> bool:
         if isinstance(event, Progress):
-            self.live.running[0] |= {"phase": event.phase, "tokens": event.tokens, "loss": event.loss}
-        else:
-            self.live.best = event.loss
+            self.live.running[number] |= {"phase": event.phase, "tokens": event.tokens, "loss": event.loss}
+        elif event.loss is not None:
+            self.live.best = min(event.loss, self.live.best or event.loss)
         if self.watch is not None:
             self.watch(self.live)
         if time.monotonic() - self.shown > 1.0:
@@ -94,5 +126,12 @@ class TargetQueue:
         return True
 
     def ended(self, number: int, error: str | None) -> None:
-        self.error = error or ""
-        self.live.finished, self.live.running, self.live.done = 1, {}, self.live.total
+        self.error = self.error or error or ""
+        self.live.running.pop(number)
+        self.live.finished += 1
+        self.live.done += self.flops[number]
+
+
+def flops_of(trial: Trial) -> float:
+    family = families.load(trial.trunk.family)
+    return family.flops_per_token(trial.trunk.shape, trial.trunk.body) * trial.trained

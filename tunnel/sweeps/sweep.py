@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel import families, plan, study, tuned
+from tunnel.answers.rolling import Rolling
 from tunnel.errors import Stopped, UserError, about
 from tunnel.folder import store
 from tunnel.folder.store import Store
@@ -174,6 +175,7 @@ class StageQueue:
         self.halving = Halving(stage.halving)
         self.running: dict[int, Trial] = {}
         self.records: dict[int, dict[str, Record]] = {}  # of the running trials, by fingerprint
+        self.rolling = Rolling(keep, stage)
         self.asker = Asker(keep.root, stage, plan.candidates(asked, stage, handed), asked.seed)
         self.asker.reconcile(self.trial, keep.record)
         self.live, self.shown = Live(stage.name), 0.0
@@ -181,6 +183,7 @@ class StageQueue:
         for t in (t for slot, t in self.asker.answered().items() if slot in slots):
             trial = self.trial(t.params, t.user_attrs["seed"])
             records = self.measured(trial)
+            self.share(records)
             self.halving.add(trial, records)
             loss = t.value if trial.rung in halving.losses(trial, records) else None
             self.live.finish(loss, t.user_attrs.get("diverged", False), self.flops(trial, records))
@@ -198,6 +201,10 @@ class StageQueue:
     def measured(self, trial: Trial) -> dict[str, Record]:
         found = {r.fingerprint: self.keep.record(r.fingerprint) for r in trial.runs}
         return {fp: record for fp, record in found.items() if record is not None}
+
+    def share(self, records: halving.Records) -> None:
+        """Notes which of its readings another stage had measured."""
+        self.keep.share(self.stage.name, [fp for fp, r in records.items() if r.stage != self.stage.name])
 
     def per_token(self, trial: Trial) -> float:
         return self.family.flops_per_token(trial.trunk.shape, self.body)
@@ -221,6 +228,7 @@ class StageQueue:
         trial = self.trial(ask.params, ask.seed).model_copy(update={"number": ask.number})
         self.asker.planned_as(ask.number, trial)
         self.running[ask.number], self.records[ask.number] = trial, self.measured(trial)
+        self.rolling.handed_out(trial)
         before = trained(trial, self.records[ask.number])
         self.live.begin(ask.number, trial, self.per_token(trial), before)
         self.recount()
@@ -237,6 +245,7 @@ class StageQueue:
             shown |= {"phase": event.phase, "loss": event.loss, "tokens": decays + event.tokens}
         else:
             records[event.fingerprint_of] = event
+            self.rolling.read(event, self.running.values())
             shown |= {"loss": event.loss, "tokens": trained(trial, records)}
             self.halving.add(trial, records)
             for rung, loss in halving.losses(trial, records).items():
@@ -251,6 +260,7 @@ class StageQueue:
             self.asker.tell(number, "failed")
             self.live.failed += 1
             return
+        self.share(records)
         losses = halving.losses(trial, records)
         last = losses.get(trial.rung)  # None where it was stopped before
         diverged = losses[max(losses)] == math.inf

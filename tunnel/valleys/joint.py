@@ -4,13 +4,14 @@
 
 One quadratic (SCIENCE.md §4), so every question is linear algebra: the settings in `free` are best, the others held, at
 u_free = −H_ff⁻¹(K_f·(1, log N, log D) + H_fh·u_held). No sign is assumed. γ and δ let valleys be deeper on long runs
-than on short ones: with one depth for all, a fan that lies beside the minimum would feign a drift.
+than on short ones: with one depth for all, a fan that lies beside the minimum would feign a drift. Serves a study's
+horizon (`verdicts.horizon`), a table's best lr and batch (`laws.optimum`) and its best aspect (`laws.allocate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,6 +23,12 @@ SETTINGS = ("lr", "batch_tokens", "weight_decay")
 CURVED = 3  # values of a setting that show a curvature; two show a slope only  *derived*
 GROWTHS = np.linspace(-0.8, 0.8, 9)  # of γ and δ tried: between 1/5 and 5 times as deep per e² of D  *assumed*
 SPARE = 1.5  # rows per coefficient, at the least  *assumed*
+REPEATS = (
+    3.0  # rows per cell that give every cell a level of its own; with fewer it is quadratic in log N, log D  *assumed*
+)
+MOST_NUMBERS = 2_000_000  # of a level per cell (16 MB); beyond it too  *assumed*
+HUBER = 1.345  # robust standard deviations: 95% efficient under a normal  *derived*
+PASSES = 3  # of reweighting
 
 
 @dataclass(frozen=True)
@@ -31,9 +38,9 @@ class Rows:
     logs: dict[str, Array]
     names: tuple[str, ...]
     places: tuple[str, ...]
-    group: Array  # (n): N, and settings of two values, which have levels of their own
-    cell: Array  # (n): a group at a rung
-    level: Array  # (n, cells)
+    cell: Array  # (n): a group (N, and settings of two values, which have levels of their own) at a rung
+    level: Array  # (n, cells), or (n, 6) where cells do not repeat
+    levels: int  # that trunks must decide
     y: Array  # log loss
     run: Array
 
@@ -46,7 +53,7 @@ class Rows:
     def free(self) -> int:
         """Trunks, less the coefficients that trunks must decide: all but those of D, which their forks share."""
         v, moved = len(self.names), len([k for k in self.places if k != "D"])
-        return len(np.unique(self.run)) - v * (v + 1) // 2 - v * (1 + moved) - int(self.group.max() + 1)
+        return len(np.unique(self.run)) - v * (v + 1) // 2 - v * (1 + moved) - self.levels
 
 
 @dataclass(frozen=True)
@@ -92,23 +99,37 @@ class Joint:
         u = found[0] @ place + found[1] @ held
         return {k: float(v) + self.centre[k] for k, v in zip(free, u, strict=True)}
 
+    def floored(self, least: float) -> tuple[Joint, list[str]]:
+        """The surface with curvatures of at least `least`, and the settings along which it was less."""
+        values, vectors = np.linalg.eigh(self.H)
+        flat = [self.names[int(np.abs(vectors[:, k]).argmax())] for k in np.flatnonzero(values < least)]
+        return replace(self, H=(vectors * np.maximum(values, least)) @ vectors.T), flat
 
-def rows_of(table: Mapping[str, Array]) -> Rows:
-    """A table's logs; columns N, D, loss, run (the trunk), and lr, batch_tokens, weight_decay where above 0."""
-    known = [k for k in ("N", "D", *SETTINGS) if k in table and bool((table[k] > 0).all())]
+
+def rows_of(table: Mapping[str, Array], settings: Sequence[str] = SETTINGS) -> Rows:
+    """A table's logs; columns N, D, loss, run (the trunk), and the settings where above 0."""
+    known = [k for k in ("N", "D", *settings) if k in table and bool((table[k] > 0).all())]
     logs = {k: np.log(table[k]) for k in known}
-    values = {k: len(np.unique(logs[k].round(6))) for k in SETTINGS if k in logs}
+    values = {k: len(np.unique(logs[k].round(6))) for k in settings if k in logs}
     pairs = [k for k, n in values.items() if n == CURVED - 1]
     rung = valley.rungs_of(table)
     group = numbered(logs["N"], *(logs[k] for k in pairs))
+    cell = numbered(group, rung)
     moved = [k for k, several in (("N", np.ptp(logs["N"]) > 0), ("D", rung.max() > 0)) if several]
+    cells = int(cell.max()) + 1
+    if len(cell) >= REPEATS * cells and len(cell) * cells <= MOST_NUMBERS:
+        level = np.column_stack([hats(logs["D"], rung, group == i) for i in range(group.max() + 1)])
+        levels = int(group.max() + 1)
+    else:
+        level = quadratic(*(logs[k] - logs[k].mean() for k in (*moved, *pairs)), rows=len(cell))
+        levels = level.shape[1]
     return Rows(
         logs=logs,
         names=tuple(k for k, n in values.items() if n >= CURVED),
         places=(*moved, *pairs),
-        group=group,
-        cell=numbered(group, rung),
-        level=np.column_stack([hats(logs["D"], rung, group == i) for i in range(group.max() + 1)]),
+        cell=cell,
+        level=level,
+        levels=levels,
         y=np.log(table["loss"]),
         run=table["run"],
     )
@@ -118,6 +139,12 @@ def numbered(*columns: Array) -> Array:
     """A number from 0 for every row, the same where all columns are."""
     keys = np.column_stack(columns).round(6)
     return np.asarray(np.unique(keys, axis=0, return_inverse=True)[1]).reshape(-1)
+
+
+def quadratic(*places: Array, rows: int) -> Array:
+    """1, the places and their products, (rows, ...)."""
+    products = [places[i] * places[j] for i in range(len(places)) for j in range(i, len(places))]
+    return np.column_stack([np.ones(rows), *places, *products])
 
 
 def hats(log_d: Array, rung: Array, here: Array) -> Array:
@@ -132,20 +159,23 @@ def hats(log_d: Array, rung: Array, here: Array) -> Array:
     return found * here[:, None]
 
 
-def growth(rows: Rows) -> dict[str, float]:
+def growth(rows: Rows, near: float = valley.NEAR) -> dict[str, float]:
     """γ and δ, as far as N and D vary: one after the other those that leave the least."""
     found: dict[str, float] = {}
     for k in (k for k in rows.places if k in ("D", "N")):
-        tried = [fit(rows, growth={**found, k: float(g)}) for g in GROWTHS]
+        tried = [fit(rows, growth={**found, k: float(g)}, near=near) for g in GROWTHS]
         left = np.array([s.noise**2 for s in tried if s is not None])
         found[k] = valley.least_of(GROWTHS, left) if len(left) == len(GROWTHS) else 0.0
     return found
 
 
-def fit(rows: Rows, weight: Array | None = None, growth: Mapping[str, float] | None = None) -> Joint | None:
-    """The surface by least squares, readings near their cell's best weighing most; None where they are too few.
+def fit(
+    rows: Rows, weight: Array | None = None, growth: Mapping[str, float] | None = None, near: float = valley.NEAR
+) -> Joint | None:
+    """The surface by robust least squares; None where the readings are too few.
 
-    `weight`: one per row, for a bootstrap; `growth`: γ and δ by the names of their places, 0 where not said.
+    `weight`: one per row, for a bootstrap; `growth`: γ and δ by the names of their places, 0 where not said; `near`: of
+    log loss, a reading's weight falls by e for each of these above its cell's best.
     """
     centre = {k: float(v.mean()) for k, v in rows.logs.items()}
     u = np.column_stack([rows.logs[k] - centre[k] for k in rows.names])
@@ -158,9 +188,14 @@ def fit(rows: Rows, weight: Array | None = None, growth: Mapping[str, float] | N
     design = np.column_stack([depth[:, None] * bowl, rows.level])
     if len(u) < SPARE * design.shape[1] or rows.free < 1:
         return None
-    best = np.array([rows.y[rows.cell == i].min() for i in range(int(rows.cell.max()) + 1)])
-    weight = (np.ones(len(u)) if weight is None else weight) * np.exp(-(rows.y - best[rows.cell]) / valley.NEAR)
-    found = valley.least_squares(design, rows.y, weight)
+    best = np.full(int(rows.cell.max()) + 1, np.inf)
+    np.minimum.at(best, rows.cell, rows.y)
+    weight = (np.ones(len(u)) if weight is None else weight) * np.exp(-(rows.y - best[rows.cell]) / near)
+    robust = np.ones(len(u))
+    for _ in range(PASSES):
+        found = valley.least_squares(design, rows.y, weight * robust)
+        r = np.abs(rows.y - design @ found)
+        robust = 1 / np.maximum(r / (HUBER * 1.4826 * np.median(r) + valley.QUIET), 1.0)
     left = float(weight @ (rows.y - design @ found) ** 2 / weight.sum())
     h = np.empty((v, v))
     for (i, j), value in zip(pairs, found, strict=False):
