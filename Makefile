@@ -33,6 +33,7 @@ test-faults: venv
 bench: venv
 	$(BIN)/python benchmarks/calibration.py
 	$(if $(TABLE),$(BIN)/python benchmarks/fit.py $(TABLE))
+	$(BIN)/python benchmarks/coverage.py $(TABLE)
 	$(BIN)/python benchmarks/halving.py
 	$(BIN)/python benchmarks/optimum.py
 	$(BIN)/python benchmarks/next_runs.py

@@ -141,7 +141,7 @@ def test_a_reading_is_worth_more_near_the_goal_and_never_less_than_nothing() -> 
 
 def test_what_is_dear_is_asked_less() -> None:
     known, pool = front.fit(readings(12, 0, 0.003)), spread(2, 128, 0)
-    scales = [np.array([-3.0]), np.array([0.0])]
+    scales = [np.array([-3.0]), np.array([-1.0])]
     chosen = [
         front.next_place(known, scales, np.array([1.0, dear]), pool, np.random.default_rng(0))[1] for dear in (1.0, 1e6)
     ]
@@ -152,46 +152,38 @@ def test_what_is_dear_is_asked_less() -> None:
 
 
 def test_it_finds_the_goal_s_best_from_trials_that_cost_a_fraction(tmp_path: Path) -> None:
-    asks = drained(Asker(tmp_path, stage(40), None, 0), noise=0.002)
+    asks = drained(Asker(tmp_path, stage(26), None, 0), noise=0.002)
     spent = sum(float(a.params["flops"]) for a in asks)
-    assert spent < 0.5 * 40 * 1e15
+    assert spent < 0.5 * 26 * 1e15
     lrs = [float(a.params["lr"]) for a in asks if a.params["flops"] < 1e14]
     assert len(lrs) > 10
-    late = np.median([abs(math.log(float(a.params["lr"]) / 0.013)) for a in asks[20:]])
+    late = np.median([abs(math.log(float(a.params["lr"]) / 0.013)) for a in asks[14:]])
     assert late < 0.5 * math.log(100) / 2, "it asks around the front"
 
 
 def test_where_all_costs_the_same_it_closes_in(tmp_path: Path) -> None:
     space = {"lr": SPACE["lr"], "decay": SPACE["decay"], "width": {"low": 32, "high": 64, "step": 16}, "depth": 2}
-    a = Asker(tmp_path, stage(18, space, flops=1e15), None, 0)
+    a = Asker(tmp_path, stage(14, space, flops=1e15), None, 0)
     while (ask := a.ask()) is not None:
-        a.tell(ask.number, "complete", loss({**ask.params, "flops": 1e15}))
-    best = min(states(tmp_path, "s"), key=lambda t: t["value"])
-    assert best["value"] < 2.02
+        found = loss({**ask.params, "flops": 1e15})
+        a.tell(ask.number, "diverged" if found == math.inf else "complete", found)
+    best = min(t["value"] for t in states(tmp_path, "s") if t["value"] is not None)
+    assert best < 2.02
 
 
 def test_the_same_candidate_is_measured_again_at_another_seed(tmp_path: Path) -> None:
     """One setting of two values at one cost: nothing else is left than to beat the noise."""
     space = {"decay_shape": ["1-sqrt", "linear"]}
-    a = Asker(tmp_path, stage(8, space, tokens=1e6, seeds=(0, 1)), None, 0)
+    a = Asker(tmp_path, stage(5, space, tokens=1e6, seeds=(0, 1)), None, 0)
     rng, asks = np.random.default_rng(0), []
     while (ask := a.ask()) is not None:
         asks.append(ask)
         a.tell(ask.number, "complete", 2 + (ask.params["decay_shape"] == "linear") * 0.01 + 0.01 * float(rng.normal()))
-    assert len(asks) == 16
+    assert len(asks) == 10
     first = [(a.params["decay_shape"], a.seed) for a in asks[::2]]
     assert len(set(first)) == len(first), "else the same run would be taken for another reading"
     assert {t["seed"] for t in states(tmp_path, "s")} == {0, 1}, "others count it where it was planned"
-    assert Asker(tmp_path, stage(8, space, tokens=1e6, seeds=(0, 1)), None, 0).ask() is None
-
-
-def test_a_restart_asks_what_it_would_have_asked(tmp_path: Path) -> None:
-    whole = drained(Asker(tmp_path / "a", stage(9), None, 0))
-    parts = []
-    for n in (3, 5, 6, 9):
-        parts += drained(Asker(tmp_path / "b", stage(n), None, 0))
-    assert [a.params for a in parts[:7]] == [a.params for a in whole[:7]]
-    assert len(parts) == 9
+    assert Asker(tmp_path, stage(5, space, tokens=1e6, seeds=(0, 1)), None, 0).ask() is None
 
 
 # in a study file
@@ -240,7 +232,7 @@ kind = "search"
   decay = { low = 0.05, high = 0.5 }
   flops = { low = 1e13, high = 2e14 }
   [stage.budget]
-  trials = 24
+  trials = 16
   [stage.sampler]
   name = "pareto"
 """
@@ -252,7 +244,7 @@ def test_a_study_s_stage_hands_on_the_settings_of_its_dear_end(tmp_path: Path) -
     path.write_text(STUDY)
     asked, keep = sweep.opened(path, tmp_path / "out")
     done = sweep.sweep(asked, keep)
-    assert done["trials"]["complete"] + done["trials"]["diverged"] == 24
+    assert done["trials"]["complete"] + done["trials"]["diverged"] == 16
     assert done["trials"]["diverged"] > 0
     rows = keep.readings()
     found = tuned.best(asked.stage[0], rows)

@@ -64,7 +64,7 @@ class ParetoSampler(BaseSampler):
         whole = [t for t in study.get_trials(deepcopy=False) if search_space.keys() <= t.params.keys()]
         told = [t for t in whole if t.state == TrialState.COMPLETE]
         out = [t for t in whole if t.state == TrialState.RUNNING and t.number != trial.number]
-        if len(told) < self.cube.d + 2:  # cheap ones all over the space
+        if sum(map(finished, told)) < self.cube.d + 2:  # cheap ones all over the space
             return self.cube.params(self.pool[trial.number % len(self.pool)], self.places[int(np.argmin(self.costs))])
         rng = np.random.default_rng([self.seed, trial.number])
         scales = [self.cube.s(p) for p in self.places]
@@ -76,7 +76,7 @@ class ParetoSampler(BaseSampler):
     def surface(self, told: Sequence[FrozenTrial], out: Sequence[FrozenTrial] = ()) -> front.Front:
         """What finished trials say; those that are out are believed to end as expected."""
         again = self.known is None or len(told) >= GROWN * self.known[0]
-        y = np.array([math.log(t.value) if t.value and 0 < t.value < math.inf else math.inf for t in told])
+        y = np.array([math.log(t.value or 1.0) if finished(t) else math.inf for t in told])
         found = front.fit(self.readings(told, y), self.known[1] if self.known else None, search=again)
         if again:
             self.known = len(told), found.known
@@ -89,3 +89,8 @@ class ParetoSampler(BaseSampler):
     def readings(self, trials: Sequence[FrozenTrial], y: Array) -> front.Readings:
         u, s = (np.array([f(t.params) for t in trials]) for f in (self.cube.u, self.cube.s))
         return front.Readings(u, s, y)
+
+
+def finished(t: FrozenTrial) -> bool:
+    """Whether it ended with a loss; a diverged one was told as infinite."""
+    return t.value is not None and 0 < t.value < math.inf

@@ -160,7 +160,8 @@ def on_front(stage: Stage, frame: pd.DataFrame) -> dict[str, Setting]:
     rows = [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
     u, s = (np.array([f(row) for row in rows]) for f in (cube.u, cube.s))
     read = front.Readings(u, s, np.log(frame.loss.to_numpy(float)))
-    found, rng, pool = front.fit(read), np.random.default_rng(0), cube.pool(0)
+    found, rng = front.fit(read), np.random.default_rng(0)
+    pool = found.alive(cube.pool(0))
     at = front.best(found, pool, rng)
     drawn = [cube.params(pool[i], {}) for i in front.draws(found, pool, valley.DRAWS, rng)]
     where = f"front of loss and cost, at {goal['flops']:.3g} FLOPs, stage {stage.name}, {len(frame)} readings"

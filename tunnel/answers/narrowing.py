@@ -3,8 +3,12 @@
 The fit's own bootstrap is the posterior; a reading that is not taken yet is linear in it, so what it would leave of the
 variance of the forecast f is known beforehand:
 
-    var' = var(f) − cov(f, g)·(cov(g, g) + R)⁻¹·cov(g, f)        g: the law at the new readings' cells, R: their noise
-    half'² = half_parameters²·v + half_beyond²·(1 − s + s·v)·(d₀ + d')²/(d₀ + d)² + half_noise²        v = var'/var
+    v = var'/var, var' = var(f) − cov(f, g)·(cov(g, g) + R)⁻¹·cov(g, f)        f: the law's forecast, over the draws;
+    g: the law at the cells of the new readings, R: these readings' noise
+
+Of the squares of the half-width's parts (`laws.intervals`) is left, with the target d' decades away instead of d:
+v of the parameters', (1 − s + s·v)·((d₀ + d')/(d₀ + d))² of the hold-outs', ((d₀ + d')/(d₀ + d))² of the rivals',
+(d'/d)² of the bend's, and all of the noise's.
 
 s is the part of the hold-outs' squared errors that the readings' noise explains. The rest is model error: readings
 nearer the target shrink it with the distance d, more of the same do not. lr* is narrowed by the fans' own minima.
@@ -154,16 +158,26 @@ def narrowed(known: Known, extra: Table) -> Width:
     new = Reading(known, cells, of, np.log(both["lr"]), np.arange(len(of)) >= len(known.table["N"]))
     mine = np.isin(new.at, used)
     left = new.remaining(known.log_loss, new.level, mine)
-    parameters, noise = part(told, "half_parameters"), part(told, "half_noise")
-    beyond = max(now.loss**2 - parameters**2 - noise**2, 0.0)
     far = float(backtest.distance(laws.take(every, used), known.where)[0])
-    nearer = min((NEAR + far) / (NEAR + told["distance"]), 1.0)
-    scatter = 1 - known.explained + known.explained * left
-    loss = math.sqrt(parameters**2 * left + beyond * scatter * nearer**2 + noise**2)
     near = valley.PER_DOUBLING ** np.abs(np.log2(cells["D"][new.at] / both["D"].max()))
     lr_left = new.remaining(known.log_lr, new.place * near, np.ones(len(mine), bool))
     wide = min(valley.widening(both) / valley.widening(known.table), 1.0)
-    return Width(loss, now.lr * math.sqrt(lr_left) * wide)
+    return Width(joined(known, now.loss, left, far), now.lr * math.sqrt(lr_left) * wide)
+
+
+def joined(known: Known, half: float, left: float, distance: float) -> float:
+    """The half-width, where this part of the parameters' variance is left, and the target lies this far away."""
+    told = known.fit["forecast"]
+    d0, was, now = float(told["parts"].get("d0", NEAR)), told["distance"], min(distance, told["distance"])
+    nearer = (d0 + now) / (d0 + was)
+    scale = {
+        "half_parameters": left,
+        "half_holdouts": (1 - known.explained + known.explained * left) * nearer**2,
+        "half_rivals": nearer**2,
+        "half_bend": (now / was) ** 2 if was > 0 else 1.0,
+    }
+    gone = sum(part(told, name) ** 2 * (1 - share) for name, share in scale.items())
+    return math.sqrt(max(half**2 - gone, 0.0))
 
 
 def part(forecast: dict[str, Any], name: str) -> float:

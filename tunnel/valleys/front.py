@@ -19,14 +19,16 @@ from tunnel.valleys.valley import NEAR, Array
 
 TREND = 0.3  # of log loss per log scale: slope of the level  *assumed*
 LEVEL, REACH = 0.03, 1.5  # how far levels leave the trend (log loss), and over which distance (log scale)  *assumed*
-DIVERGED = (1.0, 0.3)  # a diverged run is read as this far above the front, to within so much  *assumed*
 QUIETEST = 1e-4  # of log loss: noise is not believed to be less  *assumed*
 JITTER = 1e-7  # variance of log loss that keeps a covariance positive  *derived* (rounding)
 HIGHEST = 8.0  # a reading's noise grows by e for each NEAR above the front, at most so often  *assumed*
-NODES = np.array([-2.33, -1.64, -1.28, -0.84, -0.52, -0.25, 0.0, 0.25, 0.52, 0.84, 1.28, 1.64, 2.33])
-# what is believed of A, ℓ, δ and the noise before there are readings: median, and a factor of one deviation  *assumed*
-PRIORS = {"depth": (0.3, 3.0), "length": (0.6, 1.6), "drift": (0.03, 2.0), "noise": (0.002, 3.0)}
+# the normal's quantiles at the middle of thirteen equal parts  *derived*
+NODES = np.array([-1.77, -1.20, -0.87, -0.62, -0.40, -0.19, 0.0, 0.19, 0.40, 0.62, 0.87, 1.20, 1.77])
+# what is believed of A, ℓ, δ and the noise before there are readings: median, and a factor of one deviation  *assumed*;
+# the noise of our demo's readings is 0.0024 to 0.009  *measured here*
+PRIORS = {"depth": (0.3, 3.0), "length": (0.6, 1.6), "drift": (0.03, 2.0), "noise": (0.005, 2.0)}
 STEPS = (0.8, 0.4, 0.2)  # of the logs of these, in their search
+WIDTHS = (0.02, 0.06, 0.18)  # of the cube: how far from the best settings are looked at  *assumed*
 
 
 @dataclass(frozen=True)
@@ -86,32 +88,36 @@ def between(a: Array, b: Array) -> Array:
     return np.asarray(np.maximum((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T, 0))
 
 
-def heights(read: Readings) -> Array:
+def heights(s: Array, y: Array) -> Array:
     """How far above the front each reading lies: above a plane over the scales, laid under the lowest readings."""
-    fine = np.isfinite(read.y)
-    plane = np.column_stack([np.ones(len(read.y)), read.s])
-    weight = fine.astype(float)
-    y = np.where(fine, read.y, 0.0)
-    above = np.zeros(len(y))
-    ridge = np.diag([1e-9, *[1e-3] * read.s.shape[1]])
+    plane = np.column_stack([np.ones(len(y)), s])
+    ridge = np.diag([1e-9, *[1e-3] * s.shape[1]])
+    weight, above = np.ones(len(y)), np.zeros(len(y))
     for _ in range(8):
         laid = np.linalg.solve((plane.T * weight) @ plane + ridge, (plane.T * weight) @ y)
-        above = np.where(fine, y - plane @ laid, DIVERGED[0])
-        above -= above[fine].min() if fine.any() else 0.0
-        weight = fine * np.exp(-above / NEAR)
+        above = y - plane @ laid
+        above -= above.min()
+        weight = np.exp(-above / NEAR)
     return above
 
 
 @dataclass(frozen=True)
 class Front:
-    """Beliefs after readings; `alpha` and `root` are those of the process."""
+    """Beliefs after finished readings (u, s) and diverged ones; `alpha` and `root` are those of the process."""
 
     known: Beliefs
     u: Array
     s: Array
+    diverged: Array
     mean: float
     alpha: Array
     root: Array  # inverse of the Cholesky root
+
+    def alive(self, u: Array) -> Array:
+        """Of a list of settings those that lie nearer to a finished reading than to one that diverged, at any scale."""
+        if not len(self.diverged):
+            return u
+        return u[between(u, self.u).min(1) <= between(u, self.diverged).min(1)]
 
     def mean_at(self, u: Array, s: Array) -> Array:
         return np.asarray(self.mean + self.cross(u, s) @ self.alpha)
@@ -149,23 +155,20 @@ class Front:
 
 
 def fit(read: Readings, start: Beliefs | None = None, search: bool = True) -> Front:
-    """The front of readings, with the likeliest beliefs near the prior; `start`, `search`: from where, and whether."""
-    d, k = read.u.shape[1], read.s.shape[1]
-    middle, factor = prior(d, k)
-    above = heights(read)
+    """The front of readings, with the likeliest beliefs near the prior; `start`, `search`: from where, and whether.
+
+    At least one reading must have finished.
+    """
     fine = np.isfinite(read.y)
-    base = float(read.y[fine].mean()) if fine.any() else 0.0
-    y = np.where(fine, read.y, 0.0)
-    if not fine.all():
-        y = np.where(fine, y, lifted(read, above))
-    widen = np.exp(np.minimum(above / NEAR, HIGHEST) / 2)
-    fixed = cov_level(read.s, read.s)
+    u, s, y = read.u[fine], read.s[fine], read.y[fine]
+    d, (middle, factor) = u.shape[1], prior(u.shape[1], s.shape[1])
+    widen = np.exp(np.minimum(heights(s, y) / NEAR, HIGHEST) / 2)
+    base, level = float(y.mean()), cov_level(s, s)
 
     def root_of(known: Beliefs) -> Array | None:
-        sd = np.where(fine, max(known.noise, QUIETEST) * widen, DIVERGED[1])
-        k_all = fixed + cov_valley(known, read.u, read.s, read.u, read.s) + np.diag(sd**2)
+        sd = max(known.noise, QUIETEST) * widen
         try:
-            return np.linalg.cholesky(k_all)
+            return np.linalg.cholesky(level + cov_valley(known, u, s, u, s) + np.diag(sd**2))
         except np.linalg.LinAlgError:
             return None
 
@@ -191,26 +194,16 @@ def fit(read: Readings, start: Beliefs | None = None, search: bool = True) -> Fr
     root = root_of(best)
     assert root is not None
     inverse = np.linalg.inv(root)
-    return Front(best, read.u, read.s, base, inverse.T @ (inverse @ (y - base)), inverse)
-
-
-def lifted(read: Readings, above: Array) -> Array:
-    """What diverged runs are read as: well above the finished reading at the scales nearest to theirs."""
-    fine = np.flatnonzero(np.isfinite(read.y))
-    if not len(fine):
-        return np.full(len(read.y), DIVERGED[0])
-    apart = ((read.s[:, None] - read.s[None, fine]) ** 2).sum(-1)
-    near = fine[np.argmin(apart, axis=1)]
-    return np.asarray(read.y[near] - above[near] + DIVERGED[0])
+    return Front(best, u, s, read.u[~fine], base, inverse.T @ (inverse @ (y - base)), inverse)
 
 
 def best(front: Front, pool: Array, rng: np.random.Generator, rounds: int = 4) -> Array:
     """The settings (d) that are expected to be best at the goal: the pool's, then ever closer around it."""
-    zero = np.zeros((1, front.s.shape[1]))
+    zero, pool = np.zeros((1, front.s.shape[1])), np.vstack([front.alive(pool), front.u])
     at = pool[np.argmin(front.mean_at(pool, zero))]
     for i in range(rounds):
         near = np.clip(at + rng.normal(0, 0.1 / 2.5**i, (64, len(at))), 0, 1)
-        near = np.vstack([at, near])
+        near = np.vstack([at, front.alive(near)])
         at = near[np.argmin(front.mean_at(near, zero))]
     return np.asarray(at)
 
@@ -229,19 +222,19 @@ def next_place(
 ) -> tuple[Array, int]:
     """Settings and the number of the scales at which a reading takes most off the goal's loss per cost."""
     at = best(front, pool, rng)
-    near = [np.clip(at + rng.normal(0, w, (24, len(at))), 0, 1) for w in (0.02, 0.06, 0.18)]
-    wide = np.vstack([at, *near, pool])
+    near = np.vstack([at + rng.normal(0, w, (24, len(at))) for w in WIDTHS])
+    near, pool = front.alive(np.clip(near, 0, 1)), front.alive(pool)
+    wide = np.vstack([at, near, pool])
     goals = np.vstack([at, wide[draws(front, wide, 64, rng)]])
-    found: tuple[float, Array, int] | None = None
+    tried = np.vstack([goals, near, pool[:32], front.u[-64:]])
+    found = (-np.inf, at, 0)
     for i, s in enumerate(scales):
-        tried = np.vstack([goals, *near, pool[:32], front.u[-64:]])
         mean = front.mean_at(tried, s[None])
         rise = mean - mean.min()
         beside = rng.permutation(len(tried))
         each = front.gain(tried, s[None], rise, goals), front.gain(tried, s[None], rise, goals, beside) / 2
         gain = np.max(each, axis=0) / costs[i]
         j = int(np.argmax(gain))
-        if found is None or gain[j] > found[0]:
+        if gain[j] > found[0]:
             found = float(gain[j]), tried[j], i
-    assert found is not None
     return found[1], found[2]

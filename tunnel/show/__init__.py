@@ -1,0 +1,23 @@
+"""What the commands print for people: tables, bars and one-line answers. No arithmetic of its own."""
+
+from tunnel.show.evidence import check, contrast, fit, forecasts, ladder, recommendation, verdicts
+from tunnel.show.words import out
+from tunnel.show.work import (
+    bundle,
+    doctor,
+    extended,
+    next_runs,
+    plan,
+    progress,
+    prunable,
+    rerun,
+    run,
+    status,
+    targets,
+    trained,
+)
+
+__all__ = [
+    "bundle", "check", "contrast", "doctor", "extended", "fit", "forecasts", "ladder", "next_runs", "out", "plan",
+    "progress", "prunable", "recommendation", "rerun", "run", "status", "targets", "trained", "verdicts",
+]  # fmt: skip
