@@ -135,7 +135,7 @@ def test_a_reading_is_worth_more_near_the_goal_and_never_less_than_nothing() -> 
     u = spread(2, 64, 5)
     goals = spread(2, 32, 6)
     near, far = (known.gain(u, np.array([[s]]), np.zeros(64), goals, np.roll(np.arange(64), 1)) for s in (-0.1, -3.0))
-    assert (near > -1e-12).all()
+    assert (near >= 0).all()
     assert near.mean() > far.mean() > 0
 
 
@@ -152,12 +152,12 @@ def test_what_is_dear_is_asked_less() -> None:
 
 
 def test_it_finds_the_goal_s_best_from_trials_that_cost_a_fraction(tmp_path: Path) -> None:
-    asks = drained(Asker(tmp_path, stage(26), None, 0), noise=0.002)
+    asks = drained(Asker(tmp_path, stage(20), None, 0), noise=0.002)
     spent = sum(float(a.params["flops"]) for a in asks)
-    assert spent < 0.5 * 26 * 1e15
+    assert spent < 0.5 * 20 * 1e15
     lrs = [float(a.params["lr"]) for a in asks if a.params["flops"] < 1e14]
     assert len(lrs) > 10
-    late = np.median([abs(math.log(float(a.params["lr"]) / 0.013)) for a in asks[14:]])
+    late = np.median([abs(math.log(float(a.params["lr"]) / 0.013)) for a in asks[12:]])
     assert late < 0.5 * math.log(100) / 2, "it asks around the front"
 
 

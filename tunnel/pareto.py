@@ -1,4 +1,4 @@
-"""An Optuna sampler that knows what things cost: where would a reading help the goal most, for its price?
+"""An Optuna sampler that knows what things cost: where would a reading tell most about the goal, for its price?
 
 The mathematics is `tunnel.valleys.front`; here Optuna's trials become readings, and places to measure candidates.
 """
@@ -24,7 +24,7 @@ GROWN = 1.15  # beliefs are searched for again when there are so many times more
 
 
 class ParetoSampler(BaseSampler):
-    """Proposes the settings and scales whose reading takes most off the expected loss at the goal, per cost.
+    """Proposes the settings and scales whose reading settles most of what is best at the goal, per cost.
 
     `space`: the distributions that are asked; `axes`: the same as ranges and choices; `goal`: the scales that the
     question is about (else the upper end of each); `cost`: of a candidate, in any unit (else its flops, else all cost

@@ -50,8 +50,8 @@ def proposed(asked: Study, keep: Store, count: int, target: str | None = None) -
 
     Keys: stage, target, target_flops, law, before {loss, low, high, half_percent, lr, lr_low, lr_high}, least_percent
     (of the interval: what narrows it by less is not proposed), runs (a row per addition, each given those before it),
-    lines (for the study file), limits. Raises UserError where the ladder is
-    not swept, or its law cannot answer.
+    lines (for the study file), limits. Raises UserError where the ladder
+    allows no forecast yet.
     """
     found = Search(asked, keep, target)
     chosen = found.greedy(count)
@@ -76,8 +76,6 @@ class Search:
     def __init__(self, asked: Study, keep: Store, target: str | None = None) -> None:
         self.asked, self.goal, self.stage = asked, ladder.target_named(asked, target), ladder.stage_of(asked)
         fit, readings = ladder.fitted(asked, keep, target), keep.readings()
-        if not math.isfinite(fit["forecast"]["high"]):
-            raise UserError("cannot answer for the target, so there is no interval", key=f"law.{fit['chosen']}")
         rows = ladder.rows_used(asked, keep, readings, self.stage)
         self.known = narrowing.posterior(fit, ladder.table_of(rows), ladder.target_row(asked, self.goal))
         self.folder, self.useful = additions.folder_of(keep, self.stage, readings), useful_of(readings, rows)

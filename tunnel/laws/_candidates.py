@@ -14,7 +14,7 @@ from tunnel.laws.rows import ALL, Window
 QUESTIONS = 8  # lengths at which a form that holds at one D is asked, those with most readings; assumed
 # decades over which an error doubles: it grows as 1 + distance/NEAR; measured here, leave-one-table-out
 # (benchmarks/coverage.py)
-NEAR = 1.0
+NEAR = 0.3
 # by N, a form that holds at one D is judged at D within this factor of the target's: one rung is one case,
 NEAR_D = 4.0
 # too few to choose by; assumed; with the margin below, measured here: right on 97-100% of simulated ladders

@@ -35,7 +35,7 @@ LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
 MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
 # of c, of r and per decade; measured here, leave-one-table-out on 13 public tables (benchmarks/coverage.py)
-HELD, RIVALS, BEND = 2.0, 1.4, 0.01
+HELD, RIVALS, BEND = 1.6, 1.4, 0.025
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
     cov valley = (1 + Σ δ²·s·s'·∂u·∂u')·A²·exp(−½·Σ((u − u')/ℓ)²)        which shifts by δ of the cube per log scale
 
 A Gaussian process (so all answers are linear algebra): `best` is where the goal's expected loss is least,
-`Front.gain` what a reading elsewhere would take off it (the knowledge gradient, Frazier et al. 2009). Per cost, that
-is the whole sampler: cheap readings first, dearer ones where only they tell, twice the same where noise decides.
+`Front.gain` how much a reading elsewhere would settle of the difference between it and what may be better. Per cost,
+that is the whole sampler: cheap readings first, dearer ones where only they tell, twice the same where noise decides.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ LEVEL, REACH = 0.03, 1.5  # how far levels leave the trend (log loss), and over 
 QUIETEST = 1e-4  # of log loss: noise is not believed to be less  *assumed*
 JITTER = 1e-7  # variance of log loss that keeps a covariance positive  *derived* (rounding)
 HIGHEST = 8.0  # a reading's noise grows by e for each NEAR above the front, at most so often  *assumed*
-# the normal's quantiles at the middle of thirteen equal parts  *derived*
-NODES = np.array([-1.77, -1.20, -0.87, -0.62, -0.40, -0.19, 0.0, 0.19, 0.40, 0.62, 0.87, 1.20, 1.77])
 # what is believed of A, ℓ, δ and the noise before there are readings: median, and a factor of one deviation  *assumed*;
 # the noise of our demo's readings is 0.0024 to 0.009  *measured here*
 PRIORS = {"depth": (0.3, 3.0), "length": (0.6, 1.6), "drift": (0.03, 2.0), "noise": (0.005, 2.0)}
@@ -136,22 +134,18 @@ class Front:
         return np.asarray(np.maximum(before - ((self.cross(u, s) @ self.root.T) ** 2).sum(1), 1e-12))
 
     def gain(self, u: Array, s: Array, rise: Array, goals: Array, beside: Array | None = None) -> Array:
-        """Expected fall of the least log loss at the goal, among its settings `goals` (g, d), by one reading at each u.
+        """Expected fall of the variance of goals' differences from the first, by one reading at each u.
 
-        `s`: the scales of all; `rise`: how far above the front each is expected, since what is far tells little;
-        `beside`: other rows of u, read as well: differences tell what one reading at a new level cannot.
+        `goals`: settings (g, d), draws of what is best at the goal after what is expected to be; `s`: all scales;
+        `rise`: how far above the front each u is expected, since what is far tells little; `beside`: other rows of u,
+        read as well: differences tell what one reading at a new level cannot.
         """
-        zero = np.zeros((1, s.shape[1]))
-        mean = self.mean_at(goals, zero)
-        moved = self.joint(u, s, goals, zero)
-        noise = self.known.noise**2 * np.exp(np.minimum(rise / NEAR, HIGHEST))
-        spread = self.variance(u, s) + noise
+        moved = self.joint(u, s, goals, np.zeros((1, s.shape[1])))
+        spread = self.variance(u, s) + self.known.noise**2 * np.exp(np.minimum(rise / NEAR, HIGHEST))
         if beside is not None:
             both = self.joint(u, s, u, s)[np.arange(len(u)), beside]
             moved, spread = moved - moved[beside], spread + spread[beside] - 2 * both
-        moved = moved / np.sqrt(np.maximum(spread, QUIETEST**2))[:, None]
-        after = (mean + moved[:, None, :] * NODES[:, None]).min(-1)
-        return np.asarray(mean.min() - after.mean(1))
+        return np.asarray(((moved - moved[:, :1]) ** 2).mean(1) / np.maximum(spread, QUIETEST**2))
 
 
 def fit(read: Readings, start: Beliefs | None = None, search: bool = True) -> Front:
@@ -209,24 +203,24 @@ def best(front: Front, pool: Array, rng: np.random.Generator, rounds: int = 4) -
 
 
 def draws(front: Front, pool: Array, count: int, rng: np.random.Generator) -> Array:
-    """Which of a pool's settings posterior draws say are best at the goal, each once."""
+    """Which of a pool's settings each of `count` draws says is best at the goal."""
     zero = np.zeros((1, front.s.shape[1]))
     cov = front.joint(pool, zero, pool, zero)
     root = np.linalg.cholesky(cov + JITTER * np.eye(len(pool)))
     each = front.mean_at(pool, zero)[:, None] + root @ rng.normal(size=(len(pool), count))
-    return np.unique(np.argmin(each, axis=0))
+    return np.asarray(np.argmin(each, axis=0))
 
 
 def next_place(
     front: Front, scales: Sequence[Array], costs: Array, pool: Array, rng: np.random.Generator
 ) -> tuple[Array, int]:
-    """Settings and the number of the scales at which a reading takes most off the goal's loss per cost."""
+    """Settings and the number of the scales at which a reading settles most per cost."""
     at = best(front, pool, rng)
     near = np.vstack([at + rng.normal(0, w, (24, len(at))) for w in WIDTHS])
     near, pool = front.alive(np.clip(near, 0, 1)), front.alive(pool)
     wide = np.vstack([at, near, pool])
     goals = np.vstack([at, wide[draws(front, wide, 64, rng)]])
-    tried = np.vstack([goals, near, pool[:32], front.u[-64:]])
+    tried = np.vstack([np.unique(goals, axis=0), near, pool[:32], front.u[-64:]])
     found = (-np.inf, at, 0)
     for i, s in enumerate(scales):
         mean = front.mean_at(tried, s[None])
