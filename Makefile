@@ -35,6 +35,7 @@ bench: venv
 	$(if $(TABLE),$(BIN)/python benchmarks/fit.py $(TABLE))
 	$(BIN)/python benchmarks/coverage.py $(TABLE)
 	$(BIN)/python benchmarks/halving.py
+	-$(BIN)/python benchmarks/search.py --seeds 10 $(RUNS)
 	$(BIN)/python benchmarks/optimum.py
 	$(BIN)/python benchmarks/next_runs.py
 	$(BIN)/python benchmarks/train.py --compiled

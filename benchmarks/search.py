@@ -18,6 +18,7 @@ import argparse
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from scipy.interpolate import RBFInterpolator
 from scipy.stats import qmc
 
 from tunnel import sampler, table
+from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
 from tunnel.pareto import ParetoSampler
 from tunnel.space import Axis, Range
@@ -110,6 +112,8 @@ def of_table(path: Path) -> World:
     """A runs table's own surface by size."""
     rows = table.read(path)
     names = tuple(k for k in SETTINGS if k in rows and (rows[k] > 0).all() and rows[k].max() > 1.2 * rows[k].min())
+    if not names:
+        raise UserError("varies no setting that could be searched", file=path, key="columns", choices=SETTINGS)
     logs = np.log(rows[list(names)].to_numpy(float))
     ranges = np.column_stack([logs.min(0), logs.max(0)])
     u = (logs - ranges[:, 0]) / np.ptp(ranges, axis=1)
@@ -117,8 +121,10 @@ def of_table(path: Path) -> World:
     groups = [g.index.to_numpy() for _, g in rows.groupby([rows.N, rung]) if len(g) > 2 * len(names) + 1]
     groups.sort(key=lambda g: float(rows.C[g].mean()))
     found = [smooth(u[g], np.log(rows.loss.to_numpy(float)[g])) for g in groups]
-    cost = np.array([rows.C[g].mean() for g in groups]) / rows.C[groups[-1]].mean()
+    cost = np.array([rows.C[g].mean() / rows.C[groups[-1]].mean() for g in groups])
     cheap = [i for i in range(len(groups)) if cost[i] <= CHEAP * 1.01]
+    if not cheap:
+        raise UserError("has no size with enough settings that is at most a quarter as dear as its largest", file=path)
     sizes = np.array([[rows.N[g].mean(), rows.D[g].mean()] for g in groups])
     left = np.concatenate([f[1] for f in found])
     noise = float(np.sqrt(np.mean(left**2))) if len(left) else UNREPEATED
@@ -250,6 +256,7 @@ def best_reading(world: World, told: list[Reading], seed: int) -> Array | None:
 
 
 def surface(world: World, told: list[Reading], seed: int) -> Array | None:
+    """The target's minimum on `valleys.front`'s surface; the best reading where there are fewer than a bowl takes."""
     d = len(world.settings)
     if sum(r.y < math.inf for r in told) < 2 * (d + 1):  # as `valleys.valley` asks of a bowl
         return best_reading(world, told, seed)
@@ -348,7 +355,8 @@ def compared(budgets: Array, each: dict[str, Array], asked: float, seconds: floa
     def at(level: float, of: Array) -> tuple[float, str, float]:
         others = {k: needed(budgets, np.median(v[of], 0), level) for k, v in each.items()}
         best = min(others, key=lambda k: others[k])
-        return others[best], best, needed(budgets, np.median(ours[of], 0), level)
+        name = best if others[best] < math.inf else "none of them"
+        return others[best], name, needed(budgets, np.median(ours[of], 0), level)
 
     def ratio(theirs: float, mine: float) -> float:
         return math.nan if math.isinf(theirs) and math.isinf(mine) else theirs / mine
@@ -360,7 +368,8 @@ def compared(budgets: Array, each: dict[str, Array], asked: float, seconds: floa
     theirs, _, mine = at(asked, np.arange(seeds))
     rng = np.random.default_rng(0)
     drawn = [at(asked, rng.integers(seeds, size=seeds)) for _ in range(DRAWS)]
-    low, high = np.nanquantile([ratio(t, m) for t, _, m in drawn], (0.05, 0.95), method="lower")
+    ratios = [r for r in (ratio(t, m) for t, _, m in drawn) if not math.isnan(r)] or [math.nan]
+    low, high = np.quantile(ratios, (0.05, 0.95), method="lower")
     print(
         f"{seconds:.0f} s; FLOPs of the best other / pareto to {100 * asked:.2g}%: {ratio(theirs, mine):.2f} ", end=""
     )
@@ -376,7 +385,12 @@ def main() -> int:
     options.add_argument("--noise", type=float, default=TRUTH.noise, help="of the synthetic surface")
     given = options.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    worlds = [of_table(path) for path in given.tables] or [synthetic(given.noise)]
+    warnings.filterwarnings("ignore", module="optuna")  # its GP says that it clips what diverged
+    try:
+        worlds = [of_table(path) for path in given.tables] or [synthetic(given.noise)]
+    except UserError as e:
+        print(e, file=sys.stderr)
+        return 2
     ratios = [judge(w, given.seeds, [m for m in given.methods.split(",") if m]) for w in worlds]
     return int(not all(r >= ASKED for r in ratios))
 

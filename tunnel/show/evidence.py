@@ -65,7 +65,7 @@ def fit(r: dict[str, Any]) -> None:
         out.print(f"{used['outside']} of {used['of']} rows marked; the fit takes {used['window']}, {used['used']}")
     for mark in used["marked"][:SHOWN]:
         out.print(f"row {mark['row']}: {mark['reason']}")
-    tried = [[t["law"], t["rows"], t["loss"], t["score_percent"], t["chosen"]] for t in r.get("tried") or []]
+    tried = [[t["law"], t["rows"], t["loss"], t["score_percent"], "←" * t["chosen"]] for t in r.get("tried") or []]
     if tried:
         table("Tried on the hold-outs", ["law", "rows", "loss", "error at the fit's edge, %", "chosen"], tried)
     doubts(r)
