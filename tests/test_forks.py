@@ -235,6 +235,8 @@ def killed(trial: Trial, documents: Data, folder: Path, at: int) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
+@pytest.mark.fault(1)
 def test_after_kills_in_trunk_and_decay_the_result_is_the_same(
     tmp_path: Path, documents: Data, corpus: data.Corpus
 ) -> None:

@@ -275,21 +275,6 @@ def test_a_signal_saves_at_the_step_a_second_one_stops_at_once(
     assert results(folder) == undisturbed
 
 
-@pytest.mark.fault(14)
-def test_interrupted_sweep_says_so_and_can_be_resumed(tmp_path: Path, corpus: Path) -> None:
-    study, folder = short(tmp_path, corpus, trials=24), tmp_path / "runs/tiny"
-    with started(study, cwd=tmp_path) as driver:
-        wait_for(lambda: len(records(folder)) >= 1, driver)
-        began = time.monotonic()
-        driver.send_signal(signal.SIGTERM)
-        _, said = driver.communicate(timeout=100)
-    assert driver.returncode == 75, said
-    assert_within_ten_seconds(began)
-    assert said.strip().splitlines()[-1].startswith("stopped:")
-    assert not (folder / "driver.lock").exists()
-    assert not (folder / "stop").exists()
-
-
 def workers_of(driver: int) -> list[int]:
     """The training processes of one driver, whoever else runs Ray here."""
     parents: dict[int, int] = {}
