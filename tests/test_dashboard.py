@@ -332,8 +332,9 @@ def test_a_stage_shows_the_readings_that_it_shares(copied: Path) -> None:
     """A record is kept under the stage that measured it first; those that ask for it again show it too."""
     path = next(p for p in (copied / "records").glob("*.json") if store.read_json(p)["stage"] == "ladder")
     before = set(load.of_stage(load.opened(copied), "ladder").fingerprint)
-    store.write_json(path, store.read_json(path) | {"stage": "shape"})
     assert path.stem in before
+    store.write_json(path, store.read_json(path) | {"stage": "shape"})
+    store.Store(copied).share("ladder", [path.stem])
     assert set(load.of_stage(load.opened(copied), "ladder").fingerprint) == before
 
 

@@ -13,7 +13,7 @@ from tunnel.laws.rows import ALL, Window
 
 QUESTIONS = 8  # lengths at which a form that holds at one D is asked, those with most readings; assumed
 # decades over which an error doubles: it grows as 1 + distance/NEAR; measured here: of 0.3 and 1, 0.3 covers the bands
-# of distance more evenly (90, 90, 88% against 94, 91, 86% on 13 public tables)
+# of distance more evenly (90, 90, 88% against 94, 92, 86% on 13 public tables)
 NEAR = 0.3
 # by N, a form that holds at one D is judged at D within this factor of the target's: one rung is one case,
 NEAR_D = 4.0

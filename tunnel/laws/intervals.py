@@ -34,8 +34,8 @@ FORMULA = (
 LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
 MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
-# of c, of r and per decade; measured here on 13 public tables (benchmarks/coverage.py): 91% inside (bootstrap over
-# tables 87-95), beyond 10x 86% (76-94), at 0.9 times an oracle's width; calibrated on the other tables alone 86% (79-92)
+# of c, of r and per decade; measured here on 13 public tables (benchmarks/coverage.py): 91% inside (over tables
+# 87-95), beyond 10x 86% (76-94), at 0.9 times an oracle's width; calibrated on other tables alone 86% (79-92)
 # and 83% (72-92); small simulated ladders are all covered, at four times an oracle's width
 HELD, RIVALS, BEND = 1.6, 1.4, 0.025
 
