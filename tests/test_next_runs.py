@@ -238,7 +238,7 @@ def test_a_rate_that_diverged_is_no_reading(folder: tuple[Study, Store], search:
     rows = table[table.stage == "ladder"]
     fast = table.lr > 0.04
     lost = table.assign(status=np.where(fast, "diverged", "complete"), fingerprint=table.fingerprint + "x")
-    found = next_runs.useful_of(lost, rows[~fast])(search.planned)
+    found = next_runs.useful_of(lost, rows[~fast], "ladder")(search.planned)
     assert found["lr"].max() < 0.04
     assert len(found["lr"]) == int((~fast).sum())
 

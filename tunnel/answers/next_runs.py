@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunnel import families, plan
+from tunnel import families, plan, tuned
 from tunnel.answers import additions, ladder, narrowing
 from tunnel.answers.additions import Addition, Trained
 from tunnel.answers.narrowing import Known, Table, Width
@@ -78,7 +78,10 @@ class Search:
         fit, readings = ladder.fitted(asked, keep, target), keep.readings()
         rows = ladder.rows_used(asked, keep, readings, self.stage)
         self.known = narrowing.posterior(fit, ladder.table_of(rows), ladder.target_row(asked, self.goal))
-        self.folder, self.useful = additions.folder_of(keep, self.stage, readings), useful_of(readings, rows)
+        self.folder, self.useful = (
+            additions.folder_of(keep, self.stage, readings),
+            useful_of(readings, rows, self.stage.name),
+        )
         self.planned = self.folder.runs(asked)
         self.width = narrowing.narrowed(self.known, self.useful(self.planned))  # when all that is planned has been run
         whole = plan.target_trial(asked, self.goal, plan.values_of(asked, self.stage, self.folder.handed_on))
@@ -112,13 +115,13 @@ class Search:
         return found
 
 
-def useful_of(readings: pd.DataFrame, rows: pd.DataFrame) -> Callable[[Runs], Table]:
+def useful_of(readings: pd.DataFrame, rows: pd.DataFrame, stage: str) -> Callable[[Runs], Table]:
     """Which of the runs will be readings that the law can use, as columns: not measured yet, and likely to live.
 
     Of several decays to one reading, the best is used: they count once.
     """
     measured, rules = set(readings.fingerprint), str(rows.iloc[0].rules)
-    breaks = float(readings.lr[(readings.status == "diverged") & (readings.stage == rows.iloc[0].stage)].min())
+    breaks = float(readings.lr[tuned.asked_by(readings, stage) & (readings.status == "diverged")].min())
 
     def useful(runs: Runs) -> Table:
         found: dict[tuple[str, int], list[Any]] = {}
