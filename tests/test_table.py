@@ -213,7 +213,9 @@ def test_optimum_writes_settings(tmp_path):
     assert float(row["lr_low"]) < float(row["lr"]) < float(row["lr_high"])
     assert report["law"] == "optimum"
     assert report["intervals"]["lr_N"][0] < -0.3 < report["intervals"]["lr_N"][1]
-    chosen = table.fit_report(tmp_path / "runs.csv", law="chinchilla")  # every row its own N and D: no valleys to warn of
+    chosen = table.fit_report(
+        tmp_path / "runs.csv", law="chinchilla"
+    )  # every row its own N and D: no valleys to warn of
     assert not any("valley" in text for text in chosen["cautions"])
 
 
