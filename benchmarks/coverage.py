@@ -28,8 +28,10 @@ import numpy as np
 import pandas as pd
 
 from tunnel import laws, table
+from tunnel.backtests import backtest, intervals, rows
 from tunnel.errors import UserError
-from tunnel.laws import backtest, intervals, rows, take
+from tunnel.laws import take
+from tunnel.quantiles import LEVEL, student
 
 CUTS = {"C": (0.5, 0.75), "N": (0.6,), "D": (0.6,)}  # share of the axis' range of logs (C), of its levels (N, D)
 BANDS = {"inside or under 2x": (0, 0.3), "2-10x": (0.3, 1), "beyond 10x": (1, 9)}  # decades beyond the fit
@@ -114,7 +116,7 @@ def asked(job: tuple[str, Table, bool]) -> list[Asked]:
         if not np.isfinite(told.value).all():
             continue
         error, half = np.log(targets["loss"] / told.value), np.log(told.high / told.value)
-        z = intervals.student(0.5 + intervals.LEVEL / 2, 1e9)
+        z = student(0.5 + LEVEL / 2, 1e9)
         plain = z * np.array(told.parts["s"])
         out.append(Asked(name, split, kind, str(choice.candidate), error, half, plain, told.distance))
     return out
@@ -125,7 +127,7 @@ def multiplier(found: list[Asked]) -> float:
     ratio = np.concatenate([np.abs(a.error) / a.half for a in found])
     weight = np.concatenate([np.full(len(a.error), 1 / len(a.error)) for a in found])
     order = np.argsort(ratio)
-    return float(ratio[order][np.searchsorted(np.cumsum(weight[order]) / weight.sum(), intervals.LEVEL)])
+    return float(ratio[order][np.searchsorted(np.cumsum(weight[order]) / weight.sum(), LEVEL)])
 
 
 def others(found: list[Asked]) -> list[float]:
@@ -145,7 +147,7 @@ def summary(label: str, found: list[Asked], halves: list[np.ndarray], band: tupl
         names.append(a.table)
         rate.append(float((e <= h).mean()))
         width.append(float(h.mean()))
-        score.append(float((2 * h + 2 / (1 - intervals.LEVEL) * np.maximum(e - h, 0)).mean()))
+        score.append(float((2 * h + 2 / (1 - LEVEL) * np.maximum(e - h, 0)).mean()))
         errors.append(e)
         weight.append(np.full(at.sum(), 1 / at.sum()))
     if not names:
@@ -159,7 +161,7 @@ def summary(label: str, found: list[Asked], halves: list[np.ndarray], band: tupl
     ]
     e, w = np.concatenate(errors), np.concatenate(weight)
     order = np.argsort(e)
-    oracle = e[order][np.searchsorted(np.cumsum(w[order]) / w.sum(), intervals.LEVEL)]
+    oracle = e[order][np.searchsorted(np.cumsum(w[order]) / w.sum(), LEVEL)]
     low, high = np.percentile(draws, [2.5, 97.5])
     return {
         "intervals": label,
@@ -170,7 +172,7 @@ def summary(label: str, found: list[Asked], halves: list[np.ndarray], band: tupl
         "high %": 100 * high,
         "width/oracle": np.mean(width) / oracle,
         "score %": 100 * np.mean(score),
-        "holds": low - 1e-9 <= intervals.LEVEL <= high + 1e-9,
+        "holds": low - 1e-9 <= LEVEL <= high + 1e-9,
     }
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from tunnel import laws, table
+from tunnel.backtests import backtest, intervals
 from tunnel.errors import UserError
-from tunnel.laws import backtest, intervals, take
+from tunnel.laws import take
 
 CHINCHILLA = (1e20, 1e21, 1.6, 4.1)  # fitted up to, asked above (FLOPs), mean and largest error (%); issue 4
 PORIAN = (1.6e18, 6.4e18, 0.5, np.inf)

@@ -29,9 +29,9 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from tunnel import laws, table
+from tunnel.backtests import intervals
 from tunnel.errors import UserError
-from tunnel.laws import intervals
-from tunnel.laws._models import HIGHEST, LOWEST
+from tunnel.fitting.models import HIGHEST, LOWEST
 
 # rows of Chinchilla's points: objective at δ = 1e-3; SCIENCE.md §4
 BEST_KNOWN = {240: 1.0182741e-3, 245: 1.82602e-3}

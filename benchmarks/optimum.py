@@ -28,7 +28,8 @@ import numpy as np
 from tunnel import laws
 from tunnel import table as tables
 from tunnel.errors import UserError
-from tunnel.laws import Array, Table, _bowls, optimum
+from tunnel.laws import Array, Table, optimum
+from tunnel.quantiles import NORMAL
 
 SEEDS = 30
 JUDGED = 0.02  # `near` of the smoothed surface that judges a table's own cells  *assumed*
@@ -132,7 +133,7 @@ def line(table: Table, targets: Table) -> dict[str, Array]:
         np.stack([np.ones(len(n)), np.log(n), np.log(d)], axis=1) for n, d in (cells.T, (targets["N"], targets["D"]))
     )
     answer = np.linalg.lstsq(place, y, rcond=None)[0]
-    half = 1.6449 * (y - place @ answer).std(axis=0)
+    half = NORMAL * (y - place @ answer).std(axis=0)
     at = asked @ answer
     out = {"lr": at[:, 0], "lr_low": at[:, 0] - half[0], "lr_high": at[:, 0] + half[0]}
     out |= {"batch_tokens": at[:, 1], "batch_low": at[:, 1] - half[1], "batch_high": at[:, 1] + half[1]}
@@ -187,7 +188,7 @@ def of_file(path: str) -> dict[str, list[Seen]]:
     for n, d in np.unique(np.stack([table["N"], table["D"]], axis=1), axis=0):
         own = (table["N"] == n) & (table["D"] == d)
         x = np.log(np.stack([table["lr"][own], table["batch_tokens"][own]], axis=1))
-        found = _bowls.bowl(x, np.log(table["loss"][own]), np.ones(len(x)), JUDGED)
+        found = bowls.bowl(x, np.log(table["loss"][own]), np.ones(len(x)), JUDGED)
         bowls[n, d] = None if found is None or found.edge else found
 
     def best(n: float, d: float) -> Array | None:

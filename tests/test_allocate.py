@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 from tunnel import cli, laws
 from tunnel.answers import budget
 from tunnel.errors import UserError
-from tunnel.laws import allocate, chinchilla, fan, kaplan
-from tunnel.laws.allocate import Budget, Count
+from tunnel.laws import chinchilla, fan, kaplan
 from tunnel.sweeps import sweep
+from tunnel.valleys import allocate
+from tunnel.valleys.allocate import Budget, Count
 
 TRUTH = {"E": 1.8, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.29}
 MINICPM = {"E": 0.31, "A": 7.15e-2, "alpha": 0.29, "B": 0.300, "beta": 0.23}  # N, D in billions, C in 1e18 FLOPs

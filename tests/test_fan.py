@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from tunnel import laws
-from tunnel.laws import Misfit, backtest, fan, intervals
-from tunnel.laws import _powers as powers
+from tunnel.backtests import backtest, intervals
+from tunnel.fitting import powers
+from tunnel.laws import Misfit, fan
 
 TRUTH = {
     "E": 1.8, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.29, "h": 0.05,

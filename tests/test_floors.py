@@ -25,7 +25,7 @@ HOMES = {  # a heavy library: who may import it
     "datasets": {"training/data"},
     "optuna": {"sampler", "pareto"},
     "ray": {"sweeps/on_ray"},
-    "scipy": {"laws"},
+    "scipy": {"quantiles"},
     "streamlit": {"dashboard"},
     "plotly": {"dashboard"},
 }

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tunnel import laws
-from tunnel.laws import MISFITS, Misfit, _fit, chinchilla, doubts, isoflop, kaplan, shape
-from tunnel.laws.backtest import Candidate
+from tunnel.backtests import doubts
+from tunnel.backtests.backtest import Candidate
+from tunnel.fitting import forms
+from tunnel.laws import MISFITS, Misfit, chinchilla, isoflop, kaplan, shape
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
 TRUTH = {"E": 1.8, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.29}
@@ -153,7 +155,7 @@ def test_a_pinned_floor_stays_and_costs():
     rows = direct(0.005)
     free = chinchilla.fit(rows)
     for floor in (1.0, 2.0):
-        held = _fit.fit(chinchilla.FORM, rows, 1e-3, floor)
+        held = forms.fit(chinchilla.FORM, rows, 1e-3, floor)
         assert held.params["E"] == pytest.approx(floor)
         assert held.objective > free.objective
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tunnel import laws
-from tunnel.laws import backtest, intervals, rows
-from tunnel.laws.backtest import Candidate
+from tunnel.backtests import backtest, intervals, rows
+from tunnel.backtests.backtest import Candidate
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 3e8, 6), np.geomspace(1e9, 3e10, 6), indexing="ij"))
 

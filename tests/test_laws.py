@@ -10,9 +10,10 @@ import pytest
 from scipy.optimize import minimize
 
 from tunnel import laws
-from tunnel.laws import Misfit, backtest, chinchilla, frontier, intervals, optimum, size
-from tunnel.laws import _powers as powers
-from tunnel.laws._models import Norm, Sum
+from tunnel.backtests import backtest, intervals
+from tunnel.fitting import powers
+from tunnel.fitting.models import Norm, Sum
+from tunnel.laws import Misfit, chinchilla, frontier, optimum, size
 
 DATA = Path(os.environ.get("TUNNEL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from tunnel import laws
-from tunnel.laws import _bowls, _regret, _ways, backtest, optimum
+from tunnel.backtests import backtest
+from tunnel.laws import optimum
+from tunnel.valleys import bowls, heldout, ways
 
 LAW = {"lr": 0.9, "lr_N": -0.35, "lr_D": 0.05, "batch": 3.0, "batch_N": 0.0, "batch_D": 0.5}
 FAR = {"N": np.array([1e9]), "D": np.array([4e10])}
@@ -47,7 +49,7 @@ def test_a_cells_optimum_is_that_of_its_smooth_surface_not_its_lowest_run():
     off, raw, low = [], [], []
     for seed in range(20):
         x, y = cell(seed)
-        found = _bowls.bowl(x, y, np.ones(len(y)), 0.01)
+        found = bowls.bowl(x, y, np.ones(len(y)), 0.01)
         assert not found.edge
         off.append(risen(*(found.best - [0.0, 0.0])))
         raw.append(risen(*x[y.argmin()]))
@@ -58,9 +60,9 @@ def test_a_cells_optimum_is_that_of_its_smooth_surface_not_its_lowest_run():
 
 def test_a_cubic_follows_what_a_parabola_does_not():
     x, y = cell(noise=0.0, skew=1.5)
-    cubic = _bowls.bowl(x, y, np.ones(len(y)), 0.02)
+    cubic = bowls.bowl(x, y, np.ones(len(y)), 0.02)
     few = np.flatnonzero(y < np.sort(y)[14])
-    parabola = _bowls.bowl(x[few], y[few], np.ones(len(few)), 0.02)
+    parabola = bowls.bowl(x[few], y[few], np.ones(len(few)), 0.02)
     assert len(cubic.a) == 10
     assert len(parabola.a) == 6
     assert risen(*cubic.best) < 1e-4
@@ -70,13 +72,13 @@ def test_a_cubic_follows_what_a_parabola_does_not():
 def test_an_optimum_outside_what_was_tried_is_refused(shift, edge):
     x, y = cell(noise=1e-4)
     y = risen(x[:, 0] - shift[0], x[:, 1] - shift[1], 0.5)
-    found = _bowls.bowl(x, y, np.ones(len(y)), 0.02)
+    found = bowls.bowl(x, y, np.ones(len(y)), 0.02)
     assert bool(found.edge) == bool(edge)
 
 
 def test_a_surface_rises_from_its_minimum_also_outside_its_box():
     x, y = cell()
-    found = _bowls.bowl(x, y, np.ones(len(y)), 0.01)
+    found = bowls.bowl(x, y, np.ones(len(y)), 0.01)
     at = found.best + np.array([[0.0, 0.0], [0.5, 0.0], [5.0, 0.0], [10.0, 0.0]])
     rise = found.rise(at)
     assert rise[0] == pytest.approx(0, abs=1e-6)
@@ -84,12 +86,12 @@ def test_a_surface_rises_from_its_minimum_also_outside_its_box():
 
 
 def test_derivatives_of_a_polynomial():
-    powers, rng = _bowls.monomials(2, 3), np.random.default_rng(0)
+    powers, rng = bowls.monomials(2, 3), np.random.default_rng(0)
     a, u = rng.normal(size=len(powers)), rng.normal(size=(5, 2))
     for k in range(2):
         step = np.eye(2)[k] * 1e-6
-        slope = (_bowls.value(powers, a, u + step) - _bowls.value(powers, a, u - step)) / 2e-6
-        assert _bowls.value(*_bowls.derived(powers, a, k), u) == pytest.approx(slope, rel=1e-6)
+        slope = (bowls.value(powers, a, u + step) - bowls.value(powers, a, u - step)) / 2e-6
+        assert bowls.value(*bowls.derived(powers, a, k), u) == pytest.approx(slope, rel=1e-6)
 
 
 # --- the law
@@ -117,20 +119,20 @@ def test_many_runs_take_the_cells_way_and_give_little_away():
 
 def test_hold_outs_choose_against_the_usual_way():
     """Skewed valleys mislead one parabola for all: cells win although the runs are few enough for the joint surface."""
-    rows, _ = _ways.rows_of(grid(sizes=(5e7, 1e8, 2e8), lengths=(2e9, 8e9), lrs=6, batches=4, skew=2.0, noise=2e-4))
-    found = _ways.all_of(rows, {w.near: _ways.bowls_of(rows, w.near) for w in _ways.WAYS})
-    joint, cells = _regret.USUAL["joint"], _regret.USUAL["cells"]
+    rows, _ = ways.rows_of(grid(sizes=(5e7, 1e8, 2e8), lengths=(2e9, 8e9), lrs=6, batches=4, skew=2.0, noise=2e-4))
+    found = ways.all_of(rows, {w.near: ways.bowls_of(rows, w.near) for w in ways.WAYS})
+    joint, cells = heldout.USUAL["joint"], heldout.USUAL["cells"]
     misses = {w: (m,) * 4 for w, m in {joint: miss(2.5e-3), cells: miss(1e-3)}.items()}
-    scores = {w: _regret.score(m) for w, m in misses.items()}
-    assert _regret.decide(100, found, scores, misses) == joint  # one fold: its errors may as well be three times these
+    scores = {w: heldout.score(m) for w, m in misses.items()}
+    assert heldout.decide(100, found, scores, misses) == joint  # one fold: its errors may as well be three times these
     several = {w: tuple(miss(m[0].regret, str(i)) for i in range(4)) for w, m in misses.items()}
-    assert _regret.decide(100, found, scores, several) == cells
-    assert _regret.decide(100, found, {}, {w: () for w in found}) == joint
-    assert _regret.decide(1000, found, {}, {w: () for w in found}) == cells
+    assert heldout.decide(100, found, scores, several) == cells
+    assert heldout.decide(100, found, {}, {w: () for w in found}) == joint
+    assert heldout.decide(1000, found, {}, {w: () for w in found}) == cells
 
 
 def miss(regret, fold="a"):
-    return _regret.Miss("N", fold, 1e8, 1e9, np.zeros(2), regret, 0.0)
+    return heldout.Miss("N", fold, 1e8, 1e9, np.zeros(2), regret, 0.0)
 
 
 def test_cells_that_miss_their_optimum_do_not_move_the_line():
@@ -148,10 +150,10 @@ def test_a_cell_whose_best_lies_at_its_edge_is_no_part_of_the_line():
     table = grid(noise=1e-4)
     first = (table["N"] == 5e7) & (table["D"] == 2e9)
     best = optimum.predict(LAW, {"N": [5e7], "D": [2e9]})[0]
-    rows, _ = _ways.rows_of(laws.take(table, ~(first & (table["lr"] < best[0] * 1.05))))
-    bowls = _ways.bowls_of(rows, 0.02)
+    rows, _ = ways.rows_of(laws.take(table, ~(first & (table["lr"] < best[0] * 1.05))))
+    bowls = ways.bowls_of(rows, 0.02)
     assert [b.edge != "" for b in bowls] == [True] + [False] * 7
-    assert _ways.cells(rows, bowls).index.tolist() == list(range(1, 8))
+    assert ways.cells(rows, bowls).index.tolist() == list(range(1, 8))
 
 
 def test_an_interval_widens_with_distance_and_with_what_hold_outs_miss():
@@ -163,7 +165,7 @@ def test_an_interval_widens_with_distance_and_with_what_hold_outs_miss():
     assert far > 1.5 * near
     assert also_near > 1.5 * near
     known = optimum.chosen(table, 1e-3)[1]
-    missed = 100 * _regret.score(known.misses[known.way])
+    missed = 100 * heldout.score(known.misses[known.way])
     growth = 1 + 2 / backtest.NEAR  # two decades of C beyond the table
     assert plain["regret_percent"][0] >= missed * 0.999
     assert plain["regret_percent"][1] >= missed * growth**2 * 0.999
@@ -183,11 +185,11 @@ def test_row_order_units_and_diverged_rows_change_nothing():
 
 def test_forks_of_one_trunk_are_drawn_together():
     table = grid(noise=2e-4)
-    rows, _ = _ways.rows_of(table | {"run": np.round(np.log(table["lr"]) * 100 + np.log(table["N"]) * 1e5)})
-    cells = _ways.cells(rows, _ways.bowls_of(rows, 0.01))
+    rows, _ = ways.rows_of(table | {"run": np.round(np.log(table["lr"]) * 100 + np.log(table["N"]) * 1e5)})
+    cells = ways.cells(rows, ways.bowls_of(rows, 0.01))
     assert len(np.unique(cells.group)) == len(cells.best)  # no run has two readings
-    shared, _ = _ways.rows_of(table | {"run": np.tile(np.arange(len(table["N"]) // 8), 8)})
-    assert len(np.unique(_ways.cells(shared, _ways.bowls_of(shared, 0.01)).group)) == 4  # a group per size
+    shared, _ = ways.rows_of(table | {"run": np.tile(np.arange(len(table["N"]) // 8), 8)})
+    assert len(np.unique(ways.cells(shared, ways.bowls_of(shared, 0.01)).group)) == 4  # a group per size
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tunnel.laws.intervals import chi_square, student
+from tunnel.quantiles import chi_square, student
 from tunnel.valleys import stability
 
 SIZES = (1e4, 1e5, 1e6, 1e7)

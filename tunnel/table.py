@@ -13,21 +13,10 @@ import numpy as np
 import pandas as pd
 
 from tunnel import laws
+from tunnel.backtests import backtest, doubts, intervals, rows
 from tunnel.errors import UserError
-from tunnel.laws import (
-    DELTA,
-    MISFITS,
-    Array,
-    Fit,
-    Misfit,
-    allocate,
-    backtest,
-    doubts,
-    intervals,
-    misfit_of,
-    optimum,
-    rows,
-)
+from tunnel.laws import DELTA, MISFITS, Array, Fit, Misfit, misfit_of, optimum
+from tunnel.valleys import allocate
 
 Paths = str | os.PathLike[str]
 

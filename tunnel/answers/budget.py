@@ -10,9 +10,9 @@ import numpy as np
 from tunnel import laws
 from tunnel.errors import UserError
 from tunnel.folder.store import Store
-from tunnel.laws import allocate
-from tunnel.laws.allocate import Budget
 from tunnel.space import amount
+from tunnel.valleys import allocate
+from tunnel.valleys.allocate import Budget
 
 
 def asked(flops: float | None, inference: str | None) -> Budget | None:

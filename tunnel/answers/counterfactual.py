@@ -18,6 +18,7 @@ from tunnel.answers.basis import Basis, basis
 from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
+from tunnel.quantiles import NORMAL
 from tunnel.run import RunSpec, Shape, Trial
 from tunnel.study import Study, Target
 from tunnel.training import data
@@ -26,7 +27,6 @@ from tunnel.valleys.valley import bend
 
 FACTORS = (0.5, 1.0, 2.0)  # of the recommended lr
 SHARE = 1.0  # of the proxies' FLOPs that the three runs may take, where no hours are given  *assumed*
-NORMAL = 1.6449  # the normal's 95% quantile  *derived*
 
 
 def registered(asked: Study, keep: Store, target: str | None, hours: float | None) -> list[dict[str, Any]]:

@@ -19,10 +19,10 @@ from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.files import append_all
 from tunnel.folder.store import Store
+from tunnel.quantiles import LEVEL
 
 FILE = "forecasts.jsonl"
 KINDS = ("target", "rolling", "counterfactual")
-LEVEL = 0.90  # contract 4
 BANDS = ((0.0, "inside what was read"), (0.3, "up to 2 × beyond"), (float("inf"), "farther"))  # decades, up to
 SHORT = 0.05  # a coverage that 90% intervals have less often than this is too low  *assumed*
 

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from tunnel import laws, plan, tuned
+from tunnel.backtests import backtest, intervals, rows
 from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.laws import backtest, intervals, rows
 from tunnel.run import fingerprint
 from tunnel.study import Stage, Study, Target
 from tunnel.valleys import regret, valley

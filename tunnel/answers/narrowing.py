@@ -26,8 +26,9 @@ import numpy as np
 
 from tunnel import laws
 from tunnel.answers import ladder
-from tunnel.laws import backtest, intervals
-from tunnel.laws.backtest import NEAR, Miss
+from tunnel.backtests import backtest, intervals
+from tunnel.backtests.backtest import NEAR, Miss
+from tunnel.quantiles import NORMAL
 from tunnel.valleys import valley
 from tunnel.valleys.valley import Array, Surface
 
@@ -122,7 +123,7 @@ def spread(draws: Callable[[Table], Array], where: Table, half: float) -> Callab
     """Draws about 0, scaled so that 90% of them lie within ±half at the target."""
     there = draws(where)
     own = float(there.std()) if len(there) else 0.0
-    factor = half / valley.NORMAL / own if own > 0 else 0.0
+    factor = half / NORMAL / own if own > 0 else 0.0
 
     def scaled(at: Table) -> Array:
         found = draws(at)

@@ -16,10 +16,11 @@ import numpy as np
 
 from tunnel import families
 from tunnel.answers import forecasts
+from tunnel.backtests import backtest
 from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.laws import backtest
+from tunnel.quantiles import LEVEL
 from tunnel.run import Record, RunSpec, Trial, fingerprint
 from tunnel.study import Stage
 from tunnel.training import data
@@ -105,7 +106,7 @@ class Rolling:
         """What is written of those runs whose interval says something; the others wait for more readings."""
         have, where = table(known, ("loss",)), table([row for _, row in runs])
         told, widened = nearby.told(have, where), self.widening()
-        far, half = backtest.distance(have, where), widened * told.half(forecasts.LEVEL)
+        far, half = backtest.distance(have, where), widened * told.half(LEVEL)
         most = max(row["C"] for row in known)
         rest = {"kind": "rolling", "before": before, "stage": trial.stage, "trial": trial.number}
         rest |= {"law": "nearby", "formula": FORMULA, "readings_hash": fingerprint(sorted(self.losses().items()))}

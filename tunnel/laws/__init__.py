@@ -7,7 +7,7 @@ indices of the rows it is fitted to; `fit(table, delta)` → Fit; `predict(param
 (MISFITS names three: huber, squares, envelope). ONE_D = True: it answers for targets of one D alone, from the rows at
 that D; ON_PATH = True: for targets on the readings' own N-D path alone; FREE: the parameters that readings alone
 decide, where those are not all. A law of settings (KIND "settings") has fit and predict, whose answer is a Forecast
-per setting. Files whose name begins with _ and those of _TOOLS are no laws.
+per setting.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ Table = Mapping[str, Array]  # equal-length float columns: N (parameters), D, ba
 
 DELTA = 1e-3  # from paper: Huber's δ of the Chinchilla fit (arXiv 2203.15556, D.3)
 STATUSES = ("converged", "bound hit", "flat", "too few points")
-_TOOLS = {"allocate", "backtest", "doubts", "intervals", "rows"}
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,7 @@ class Fit:
 @cache
 def names() -> tuple[str, ...]:
     """The laws in this folder, sorted."""
-    found = (m.name for m in pkgutil.iter_modules(__path__))
-    return tuple(sorted(n for n in found if not n.startswith("_") and n not in _TOOLS))
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__)))
 
 
 @cache

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, intervals, misfit_of, take, usable_rows
-from tunnel.laws import _powers as powers
-from tunnel.laws import _search as search
-from tunnel.laws._models import HIGHEST, LOWEST, MOST, Sum
+from tunnel.backtests import intervals
+from tunnel.fitting import forms, powers, search
+from tunnel.fitting.models import HIGHEST, LOWEST, MOST, Sum
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, misfit_of, take, usable_rows
 from tunnel.valleys import joint, regret, valley
 
 KIND = "loss"
 COLUMNS = ("N", "D", "loss", "lr")
 PARAMS = ("E", "A", "B", "alpha", "beta", "h", "lr", "lr_N", "lr_D", "lr_B", "batch")
 FREE = 10  # `batch` is no parameter: where the readings lie
-SUM = _fit.Form("fan", (("N", "A", "alpha"), ("D", "B", "beta")), floor=True)
+SUM = forms.Form("fan", (("N", "A", "alpha"), ("D", "B", "beta")), floor=True)
 
 FAR = 0.1  # rows this far (log loss) above their cell's best are no part: a valley is no parabola there  *assumed*
 STEEPEST, REACH = 5.0, 5.0  # of lr*'s powers, and how far (log) beyond the lr tried lr* may lie  *assumed*
@@ -122,11 +122,11 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     n = len(table.get("loss", ()))
     why = lacking(table, n)
     if why:
-        return _fit.nothing("fan", PARAMS, delta, why, n)
+        return forms.nothing("fan", PARAMS, delta, why, n)
     z, centre, y, w = logs_of(table)
     valley_of = start(table, centre)
     if isinstance(valley_of, str):
-        return _fit.nothing("fan", PARAMS, delta, valley_of, n)
+        return forms.nothing("fan", PARAMS, delta, valley_of, n)
     line, bend, flat = valley_of
     rise = 0.5 * bend * (z[3] - line @ places(z)) ** 2
     floor = search.solve(Sum(2), z[:2], y - rise, w * np.exp(-rise / valley.NEAR), misfit_of(delta))
@@ -143,7 +143,7 @@ def lacking(table: Table, n: int) -> str:
     free = FREE - (1 if not n or not valley.varies(table) else 0)
     if n <= free:
         return f"{n} rows for {free} parameters of fan: needs {free + 1}"
-    found = {k: _fit.levels(table[k]) for k in ("N", "D", "lr")}
+    found = {k: forms.levels(table[k]) for k in ("N", "D", "lr")}
     few = next((k for k, v in found.items() if v < 3), "")
     return f"{few} has {found[few]} distinct values: a fan needs 3" if few else ""
 
@@ -175,7 +175,7 @@ def logs_of(table: Table) -> tuple[Array, Array, Array, Array]:
 
 def held_of(z: Array) -> Array:
     """Mask of theta: what lr* moves with keeps 0 where that does not vary."""
-    return np.array([False] * 7 + [bool(np.ptp(v) < _fit.DISTINCT) for v in z[:3]])
+    return np.array([False] * 7 + [bool(np.ptp(v) < forms.DISTINCT) for v in z[:3]])
 
 
 def natural(theta: Array, centre: Array, batch: float) -> Array:
@@ -202,8 +202,8 @@ def engine(params: Mapping[str, float], centre: Array) -> Array:
 def described(
     table: Table, params: Mapping[str, float], floor: search.Solution, flat: list[str]
 ) -> tuple[str, str, dict[str, tuple[float, float]]]:
-    """The status: of the valley first, then of the floor's and the powers' (as `_fit` says it)."""
-    status, reason, ranges = _fit.status_of(SUM, table, floor)
+    """The status: of the valley first, then of the floor's and the powers' (as `fitting/forms` says it)."""
+    status, reason, ranges = forms.status_of(SUM, table, floor)
     off = np.log(table["lr"]) - np.log(best_lr(params, table))
     cell = joint.numbered(*(np.log(table[k]) for k in ("N", "D")))
     count = int(cell.max()) + 1

@@ -11,14 +11,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, misfit_of, size, take
+from tunnel.fitting import forms
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, misfit_of, size, take
 
 KIND = "loss"
 ONE_D = True
 FREE = 2  # parameters that the readings alone decide: the prior holds the third
 COLUMNS = ("N", "D", "loss")
 PARAMS = ("E", "A", "alpha")
-FORM = _fit.Form("floor", (("N", "A", "alpha"),), floor=True)
+FORM = forms.Form("floor", (("N", "A", "alpha"),), floor=True)
 
 ALPHA = 0.29  # prior's centre: MiniCPM's average  *from paper*
 SPREAD = 0.10  # prior's width: Chinchilla .35, Step Law's and OLMo's tables .2 to .35  *assumed*
@@ -34,7 +35,7 @@ def answers(table: Table, targets: Table) -> str:
     reason = size.answers(table, targets)
     if reason:
         return reason
-    sizes = len(_fit.distinct(table["N"][select(table, targets)], size.SAME_D))
+    sizes = len(forms.distinct(table["N"][select(table, targets)], size.SAME_D))
     return "" if sizes >= SIZES else f"{sizes} sizes were read at the target's D, a floor takes {SIZES}"
 
 
@@ -42,8 +43,8 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A and α on the rows at one D (see select)."""
     table = columns(table)
     rows = take(table, select(table))
-    if len(_fit.distinct(rows["N"], size.SAME_D) if len(rows.get("N", ())) else ()) < SIZES:
-        return _fit.nothing("floor", PARAMS, delta, f"{SIZES} sizes at one D are needed", 0)
+    if len(forms.distinct(rows["N"], size.SAME_D) if len(rows.get("N", ())) else ()) < SIZES:
+        return forms.nothing("floor", PARAMS, delta, f"{SIZES} sizes at one D are needed", 0)
     found = solve(rows["N"], np.log(rows["loss"])[None], weights_of(rows)[None])[0]
     params = dict(zip(PARAMS, map(float, found), strict=True))
     left = misfit_of(delta).total(np.log(rows["loss"] / predict(params, rows)), weights_of(rows))
@@ -55,7 +56,7 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N, at the D of the fit."""
-    return _fit.predict(FORM, params, table)
+    return forms.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, take, usable_rows
+from tunnel.fitting import forms
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, take, usable_rows
 
 KIND = "loss"
 ON_PATH = True
-FORM = _fit.Form("frontier", (("C", "A", "a"),), floor=True)
+FORM = forms.Form("frontier", (("C", "A", "a"),), floor=True)
 COLUMNS = FORM.needed
 PARAMS = FORM.params
 
@@ -53,7 +54,7 @@ def select(table: Table, targets: Table | None = None) -> Array:
     if not len(rows):
         return rows
     c, loss = table["C"][rows], table["loss"][rows]
-    budget = _fit.budgets(c)
+    budget = forms.budgets(c)
     order = np.lexsort((c, loss, budget))
     first = order[np.unique(budget[order], return_index=True)[1]]
     before = np.concatenate([[np.inf], np.minimum.accumulate(loss[first])[:-1]])
@@ -63,14 +64,14 @@ def select(table: Table, targets: Table | None = None) -> Array:
 def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A ≥ 0 and a through the best reading per budget; n counts those."""
     table = columns(table)
-    return _fit.fit(FORM, take(table, select(table)), delta)
+    return forms.fit(FORM, take(table, select(table)), delta)
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's C (6ND where there is none)."""
-    return _fit.predict(FORM, params, table)
+    return forms.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 3) under row weights (draws, n) or losses (draws, n) of the selected rows."""
-    return _fit.refit(FORM, columns(table), start, weights, losses)
+    return forms.refit(FORM, columns(table), start, weights, losses)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, misfit_of, usable_rows
-from tunnel.laws import _powers as powers
+from tunnel.fitting import forms, powers
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, misfit_of, usable_rows
 
 KIND = "loss"
 ON_PATH = True
-FORM = _fit.Form("isoflop", (("C", "A", "a"),), floor=True)
+FORM = forms.Form("isoflop", (("C", "A", "a"),), floor=True)
 COLUMNS = ("N", "D", "C", "loss")
 PARAMS = ("E", "A", "a", "G", "g", "K", "k", "h")
 FREE = 6  # that a forecast near the path rests on: E, A, a, G, g, h
@@ -63,14 +63,14 @@ def valleys(table: Table) -> Valleys:
     """Budgets with readings on both sides of their lowest, near it, that curve upwards."""
     rows = np.flatnonzero(usable_rows(table, COLUMNS))
     good, refused = [], []
-    budget = _fit.budgets(table["C"][rows]) if len(rows) else rows
+    budget = forms.budgets(table["C"][rows]) if len(rows) else rows
     for level in np.unique(budget):
         own = rows[budget == level]
         own = own[np.argsort(table["N"][own], kind="stable")]
         why = _edge(table["N"][own], table["loss"][own])
         near = own if why else _near(own, np.log(table["loss"][own]))
-        if not why and _fit.levels(table["N"][near]) < POINTS:  # several readings of one size
-            why = f"{_fit.levels(table['N'][near])} sizes near the lowest, a parabola takes {POINTS}"
+        if not why and forms.levels(table["N"][near]) < POINTS:  # several readings of one size
+            why = f"{forms.levels(table['N'][near])} sizes near the lowest, a parabola takes {POINTS}"
         if not why and _minima(table, [near], np.log(table["loss"])[None], _weights(table)[None])[2][0, 0] <= FLATTEST:
             why = "no curvature"
         if why:
@@ -82,8 +82,8 @@ def valleys(table: Table) -> Valleys:
 
 def _edge(n: Array, loss: Array) -> str:
     """Why a budget's readings, ascending in N, enclose no minimum."""
-    if _fit.levels(n) < POINTS:
-        return f"{_fit.levels(n)} sizes, a parabola takes {POINTS}"
+    if forms.levels(n) < POINTS:
+        return f"{forms.levels(n)} sizes, a parabola takes {POINTS}"
     best = n[np.argmin(loss)]
     return "the lowest is at an edge of the sizes tried" if best in (n[0], n[-1]) else ""
 
@@ -101,15 +101,15 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     table = columns(table)
     if not set(COLUMNS) <= set(table):
         lacking = next(c for c in COLUMNS if c not in table)
-        return _fit.nothing("isoflop", PARAMS, delta, f"the table has no column {lacking}", 0)
+        return forms.nothing("isoflop", PARAMS, delta, f"the table has no column {lacking}", 0)
     found = valleys(table)
     count = sum(map(len, found.rows))
     left = "; ".join(found.refused[:3]) + (f"; and {len(found.refused) - 3} more" if len(found.refused) > 3 else "")
     if len(found.rows) < BUDGETS:
         why = f"{len(found.rows)} budgets have a minimum, {BUDGETS} are needed" + (f" ({left})" if left else "")
-        return _fit.nothing("isoflop", PARAMS, delta, why, count)
+        return forms.nothing("isoflop", PARAMS, delta, why, count)
     minima = _minima(table, found.rows, np.log(table["loss"])[None], _weights(table)[None])
-    law = _fit.fit(FORM, {"C": _flops(table, found.rows), "loss": np.exp(minima[1][0])}, delta)
+    law = forms.fit(FORM, {"C": _flops(table, found.rows), "loss": np.exp(minima[1][0])}, delta)
     params = dict(law.params) | dict(
         zip(PARAMS[3:], _lines(_flops(table, found.rows), minima)[0].tolist(), strict=True)
     )
@@ -122,7 +122,7 @@ def predict(params: Mapping[str, float], table: Table) -> Array:
     table = columns(table)
     n, c = np.log(table["N"]), np.log(table["C"])
     off = n - np.log(params["G"]) - params["g"] * c
-    return np.asarray(_fit.predict(FORM, {p: params[p] for p in FORM.params}, table) * np.exp(params["h"] * off**2))
+    return np.asarray(forms.predict(FORM, {p: params[p] for p in FORM.params}, table) * np.exp(params["h"] * off**2))
 
 
 def optimal(params: Mapping[str, float], flops: float | Array) -> tuple[Array, Array]:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, usable_rows
+from tunnel.fitting import forms
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, usable_rows
 
 KIND = "loss"
-FORM = _fit.Form("kaplan", (("N", "A", "alpha"), ("D", "B", "beta")), floor=True, norm=True)
+FORM = forms.Form("kaplan", (("N", "A", "alpha"), ("D", "B", "beta")), floor=True, norm=True)
 COLUMNS = FORM.needed
 PARAMS = FORM.params
 
@@ -31,14 +32,14 @@ def select(table: Table, targets: Table | None = None) -> Array:
 
 def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A, B ≥ 0, alpha, beta at the minimum of the misfit of log L; hostile tables get a status."""
-    return _fit.fit(FORM, table, delta)
+    return forms.fit(FORM, table, delta)
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N and D."""
-    return _fit.predict(FORM, params, table)
+    return forms.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 5) under row weights (draws, n) or re-measured losses (draws, n)."""
-    return _fit.refit(FORM, columns(table), start, weights, losses)
+    return forms.refit(FORM, columns(table), start, weights, losses)

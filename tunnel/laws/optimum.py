@@ -2,8 +2,9 @@
 
     lr* = lr·N^lr_N·D^lr_D        batch* = batch·N^batch_N·D^batch_D        (lr peak; batch and D in tokens)
 
-One joint surface of all runs, or the line through each (N, D) cell's own smoothed optimum (`_ways`): what gives away
-less on cells that were left out (`_regret`) is taken. Sources: SCIENCE.md §3-4; the form, Step Law (arXiv 2503.04715).
+One joint surface of all runs, or the line through each (N, D) cell's own smoothed optimum (valleys/ways): what gives
+away less on cells that were left out (valleys/heldout) is taken. Sources: SCIENCE.md §3-4; the form, Step Law
+(arXiv 2503.04715).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import DELTA, Array, Fit, Table, _regret, _ways, columns, usable_rows
-from tunnel.laws._regret import DRAWS, Chosen, Told
-from tunnel.laws._ways import COLUMNS, SETTINGS, TOUCHING, Lines, Rows
+from tunnel.laws import DELTA, Array, Fit, Table, columns, usable_rows
+from tunnel.valleys import heldout, ways
+from tunnel.valleys.heldout import DRAWS, Chosen, Told
+from tunnel.valleys.ways import COLUMNS, SETTINGS, TOUCHING, Lines, Rows
 
 KIND = "settings"
 PARAMS = ("lr", "lr_N", "lr_D", "batch", "batch_N", "batch_D")
@@ -54,8 +56,8 @@ def predict(params: Mapping[str, float], table: Table) -> Array:
 
 def chosen(table: Table, delta: float) -> tuple[Fit, Chosen | None]:
     """The fit, and the way it was found; without one where there are too few points."""
-    rows, why = _ways.rows_of(table)
-    known = None if rows is None else _regret.choose(rows)
+    rows, why = ways.rows_of(table)
+    known = None if rows is None else heldout.choose(rows)
     if rows is None or known is None:
         n = len(select(table)) if set(COLUMNS) <= set(table) else 0
         why = why or f"{n} rows show no optimum of {' or '.join(SETTINGS)}"
@@ -88,7 +90,8 @@ def settings(
 ) -> tuple[Fit, dict[str, Array], dict[str, tuple[float, float]]]:
     """The fit; per target the columns ANSWER; the parameters' intervals.
 
-    90%: bootstrap by run, hold-outs, rival ways (`_regret`). `regret_percent`: the loss expected to be given away.
+    90%: bootstrap by run, hold-outs, rival ways (valleys/heldout). `regret_percent`: the loss expected to be
+    given away.
     A setting that does not vary in the table has low = value = high. NaN, and no intervals, where there are too few
     points.
     """
@@ -127,7 +130,7 @@ def report(table: Table, targets: Table, delta: float = DELTA, draws: int = DRAW
     if known is None:
         answer = {name: np.full(laws.rows_of(columns(targets)), np.nan) for name in ANSWER}
         return {"fit": found, "answer": answer, "intervals": {}, "backtest": [], "rejected": {}, "chosen_by": None}
-    told = _regret.told(known, columns(targets), draws, seed)
+    told = heldout.told(known, columns(targets), draws, seed)
     return {
         "fit": found,
         "answer": answer_of(told),
@@ -141,7 +144,7 @@ def report(table: Table, targets: Table, delta: float = DELTA, draws: int = DRAW
 def held_out(known: Chosen) -> list[dict[str, object]]:
     """Every hold-out as the chosen way sees it."""
     out: list[dict[str, object]] = []
-    for ms in _regret.folds_of(known.misses[known.way]):
+    for ms in heldout.folds_of(known.misses[known.way]):
         off = np.array([m.error for m in ms]) / np.log(2)
         out.append(
             {

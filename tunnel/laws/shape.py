@@ -12,10 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, take, usable_rows
+from tunnel.fitting import forms
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, take, usable_rows
 
 KIND = "loss"
-FORM = _fit.Form("shape", tuple((k, f"c_{k}", f"a_{k}") for k in ("width", "depth", "N", "D")), floor=True)
+FORM = forms.Form("shape", tuple((k, f"c_{k}", f"a_{k}") for k in ("width", "depth", "N", "D")), floor=True)
 COLUMNS = FORM.needed
 PARAMS = FORM.params
 
@@ -37,10 +38,10 @@ def select(table: Table, targets: Table | None = None) -> Array:
     return np.flatnonzero(usable_rows(table, COLUMNS))
 
 
-def form(table: Table) -> _fit.Form:
+def form(table: Table) -> forms.Form:
     """The terms of the columns that have the three levels which, beside a floor, identify a power."""
-    return _fit.Form(
-        "shape", tuple(t for t in FORM.terms if t[0] in table and _fit.levels(table[t[0]]) > 2), floor=True
+    return forms.Form(
+        "shape", tuple(t for t in FORM.terms if t[0] in table and forms.levels(table[t[0]]) > 2), floor=True
     )
 
 
@@ -51,26 +52,26 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     own = form(table)
     if not {"width", "depth"} & set(own.needed):
         why = "fewer than 3 widths and fewer than 3 depths among the rows that have N, D, width, depth and loss"
-        return _fit.nothing("shape", PARAMS, delta, why, len(table.get("loss", ())))
-    found = _fit.fit(own, table, delta)
+        return forms.nothing("shape", PARAMS, delta, why, len(table.get("loss", ())))
+    found = forms.fit(own, table, delta)
     absent = np.nan if not found.usable else 0.0
     return replace(found, params={p: found.params.get(p, absent) for p in PARAMS})
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's width, depth, N and D (those that have a term)."""
-    return _fit.predict(_used(params), params, table)
+    return forms.predict(_used(params), params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 9) under row weights (draws, n) or re-measured losses (draws, n)."""
     used = _used(start.params)
-    found = _fit.refit(used, columns(table), start, weights, losses)
+    found = forms.refit(used, columns(table), start, weights, losses)
     out = np.zeros((len(found), len(PARAMS)))
     out[:, [PARAMS.index(p) for p in used.params]] = found
     return out
 
 
-def _used(params: Mapping[str, float]) -> _fit.Form:
+def _used(params: Mapping[str, float]) -> forms.Form:
     """The terms that have an exponent (one that is 0 in every draw has none)."""
-    return _fit.Form("shape", tuple(t for t in FORM.terms if np.any(np.asarray(params[t[2]]) != 0)), floor=True)
+    return forms.Form("shape", tuple(t for t in FORM.terms if np.any(np.asarray(params[t[2]]) != 0)), floor=True)

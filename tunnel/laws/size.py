@@ -12,11 +12,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, take, usable_rows
+from tunnel.fitting import forms
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, take, usable_rows
 
 KIND = "loss"
 ONE_D = True
-FORM = _fit.Form("size", (("N", "A", "a"),), floor=False)
+FORM = forms.Form("size", (("N", "A", "a"),), floor=False)
 COLUMNS = ("N", "D", "loss")
 PARAMS = FORM.params
 
@@ -31,7 +32,7 @@ def answers(table: Table, targets: Table) -> str:
     goal = np.asarray(targets["D"], float)
     if len(goal) and goal.max() > goal.min() * (1 + SAME_D):
         return "the targets have several D, this law holds at one"
-    sizes = len(_fit.distinct(table["N"][select(table, targets)], SAME_D))
+    sizes = len(forms.distinct(table["N"][select(table, targets)], SAME_D))
     return "" if sizes >= SIZES else f"{sizes} sizes were read at the target's D, {SIZES} make a line"
 
 
@@ -45,9 +46,9 @@ def select(table: Table, targets: Table | None = None) -> Array:
         return rows[np.abs(np.log(d[rows] / float(np.asarray(targets["D"])[0]))) <= np.log1p(SAME_D)]
     best, most = rows[:0], SIZES
     rows = rows[np.argsort(d[rows], kind="stable")]
-    for level in _fit.distinct(d[rows], SAME_D):  # ascending: of equally many sizes the longest D wins
+    for level in forms.distinct(d[rows], SAME_D):  # ascending: of equally many sizes the longest D wins
         start, end = np.searchsorted(d[rows], [level, level * (1 + SAME_D)], side="left")
-        sizes = len(_fit.distinct(np.asarray(table["N"], float)[rows[start:end]], SAME_D))
+        sizes = len(forms.distinct(np.asarray(table["N"], float)[rows[start:end]], SAME_D))
         if sizes >= most:
             best, most = np.sort(rows[start:end]), sizes
     return best
@@ -57,7 +58,7 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """A and a on the rows at one D (see select)."""
     table = columns(table)
     rows = select(table)
-    found = _fit.fit(FORM, take(table, rows), delta)
+    found = forms.fit(FORM, take(table, rows), delta)
     if not len(rows):
         return replace(found, reason=f"no D was read at {SIZES} sizes, which identify a")
     return found
@@ -65,9 +66,9 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N, at the D of the fit."""
-    return _fit.predict(FORM, params, table)
+    return forms.predict(FORM, params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 2) under row weights (draws, n) or losses (draws, n) of the selected rows."""
-    return _fit.refit(FORM, columns(table), start, weights, losses)
+    return forms.refit(FORM, columns(table), start, weights, losses)

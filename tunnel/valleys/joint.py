@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunnel.laws.intervals import student
+from tunnel.quantiles import NORMAL, TYPICAL, student
 from tunnel.valleys import valley
 from tunnel.valleys.valley import Array
 
@@ -195,7 +195,7 @@ def fit(
     for _ in range(PASSES):
         found = valley.least_squares(design, rows.y, weight * robust)
         r = np.abs(rows.y - design @ found)
-        robust = 1 / np.maximum(r / (HUBER * 1.4826 * np.median(r) + valley.QUIET), 1.0)
+        robust = 1 / np.maximum(r / (HUBER * TYPICAL * np.median(r) + valley.QUIET), 1.0)
     left = float(weight @ (rows.y - design @ found) ** 2 / weight.sum())
     h = np.empty((v, v))
     for (i, j), value in zip(pairs, found, strict=False):
@@ -219,4 +219,4 @@ def bootstrap(rows: Rows, draws: int, growth: Mapping[str, float] | None = None,
 def widening(rows: Rows) -> float:
     """As `valley.widening`: few trunks, many coefficients."""
     trunks = len(np.unique(rows.run))
-    return float(np.sqrt(trunks / max(rows.free, 1)) * student(0.95, max(rows.free, 1)) / valley.NORMAL)
+    return float(np.sqrt(trunks / max(rows.free, 1)) * student(0.95, max(rows.free, 1)) / NORMAL)

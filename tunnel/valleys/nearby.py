@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tunnel.laws.intervals import student
+from tunnel.quantiles import student
 
 Array = np.ndarray
 Table = Mapping[str, Array]

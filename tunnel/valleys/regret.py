@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tunnel.quantiles import NORMAL
 from tunnel.valleys import valley
 from tunnel.valleys.valley import Array, Surface
 
@@ -60,7 +61,7 @@ class Posterior:
 
 def moved(known: Posterior, by: float, half: float, seed: int = 0) -> Posterior:
     """A posterior carried elsewhere: log lr* moves by `by`, known to ±`half` (90%)."""
-    scatter = np.random.default_rng(seed).normal(0.0, half / valley.NORMAL, len(known.draws))
+    scatter = np.random.default_rng(seed).normal(0.0, half / NORMAL, len(known.draws))
     return replace(known, at=known.at + by, draws=known.draws + by + scatter)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tunnel.laws.intervals import chi_square
+from tunnel.quantiles import chi_square
 
 Array = np.ndarray
 

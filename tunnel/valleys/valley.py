@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tunnel.laws.intervals import student
+from tunnel.quantiles import NORMAL, student
 
 Array = np.ndarray
 
@@ -23,7 +23,6 @@ DRIFT = 0.1  # of log lr* per log N: a rule claims 0, and readings must overrule
 DRAWS = 400  # of the bootstrap
 SURE = 0.8  # of the draws must be curved before a minimum is believed  *assumed*
 QUANTILES = (0.05, 0.95)  # a 90% interval
-NORMAL = 1.6449  # the normal's 95% quantile  *derived*
 STRAIGHT = 1e-6  # of a skew: below it a valley is a parabola  *derived* (rounding)
 
 

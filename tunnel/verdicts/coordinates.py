@@ -18,7 +18,7 @@ import numpy as np
 
 from tunnel import families
 from tunnel.folder.store import Store, read_json, write_json
-from tunnel.laws.intervals import student
+from tunnel.quantiles import student
 from tunnel.run import Shape, TrunkSpec, fingerprint
 from tunnel.training.data import Corpus
 

@@ -1,7 +1,7 @@
 """Two ways from a runs table to lines of log lr* and log batch* in (log N, log D): one joint surface, or cells.
 
 `joint`: one quadratic surface of log L (`valleys.joint`). `cells`: the optimum of every (N, D) cell's own smoothed
-surface (`_bowls`), edges refused, and the line that gives away least on those surfaces: lr* and batch* run together
+surface (`bowls`), edges refused, and the line that gives away least on those surfaces: lr* and batch* run together
 along a valley's floor, so an optimum counts by its curvature.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import Array, Table, _bowls, columns, take, usable_rows
-from tunnel.valleys import joint, valley
+from tunnel.laws import Array, Table, columns, take, usable_rows
+from tunnel.valleys import bowls, joint, valley
 
 COLUMNS = ("N", "D", "loss", "lr", "batch_tokens")
 SETTINGS = ("lr", "batch_tokens")
@@ -217,15 +217,15 @@ class Cells:
         return replace(self, **own)
 
 
-def bowls_of(rows: Rows, near: float) -> list[_bowls.Bowl | None]:
+def bowls_of(rows: Rows, near: float) -> list[bowls.Bowl | None]:
     """Every cell's own smoothed surface; None where its rows are too few."""
     order = np.argsort(rows.cell, kind="stable")
     each = np.split(order, np.cumsum(np.bincount(rows.cell))[:-1])
     settings = [2 + j for j in rows.varied]
-    return [_bowls.bowl(rows.x[i][:, settings], rows.y[i], rows.weight[i], near) for i in each]
+    return [bowls.bowl(rows.x[i][:, settings], rows.y[i], rows.weight[i], near) for i in each]
 
 
-def cells(rows: Rows, found: Sequence[_bowls.Bowl | None]) -> Cells:
+def cells(rows: Rows, found: Sequence[bowls.Bowl | None]) -> Cells:
     """The optima of the cells that have one."""
     good = {i: b for i, b in enumerate(found) if b is not None and not b.edge}
     index = np.array(list(good), int)
@@ -249,9 +249,7 @@ def spread(lines: Iterable[Lines | None], wide: float) -> Drawn:
     return Drawn(middle + wide * (each - middle), np.array([f.H for f in kept]))
 
 
-def all_of(
-    rows: Rows, smooth: Mapping[float, Sequence[_bowls.Bowl | None]]
-) -> dict[Way, tuple[Surface | Cells, Lines]]:
+def all_of(rows: Rows, smooth: Mapping[float, Sequence[bowls.Bowl | None]]) -> dict[Way, tuple[Surface | Cells, Lines]]:
     """Every way that finds lines, with what they are drawn from; `smooth`: the cells' own surfaces by `near`."""
     out: dict[Way, tuple[Surface | Cells, Lines]] = {}
     for way in WAYS:

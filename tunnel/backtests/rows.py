@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import Array, Table, _fit, columns, usable_rows
+from tunnel.fitting import forms
+from tunnel.laws import Array, Table, columns, usable_rows
+from tunnel.quantiles import TYPICAL
 
 BUDGET = 1.05  # readings up to this factor dearer count as one budget; assumed: wider than rounding to whole batches
 # a run this share of log loss above one with no more N and D is no noise; assumed: seeds are under 1% (SCIENCE.md §5)
@@ -29,7 +31,6 @@ SHARES = (
 )
 STEEPER = 1.1  # a later decrement per doubling this much larger than the first is no noise; assumed
 VISIBLE = 0.01  # of the loss that such a decrement must be; assumed: above seed noise
-TYPICAL = 1.4826  # of the median absolute deviation, the standard deviation of a normal; derived
 SAME_N = 1e-2  # rows whose N agree within this are of one size; assumed
 OCTAVE = 0.4  # lengths within this share are compared as one; assumed: between shorter ones noise decides
 CELLS = 1500  # levels per axis that are told apart in a large table; assumed: finer than any sweep
@@ -178,10 +179,10 @@ def _rising(table: Table, sound: Array) -> Array:
     if len(rows) < 3:
         return out
     d, loss = np.log(table["D"][rows]), table["loss"][rows]
-    sizes = np.searchsorted(_fit.distinct(table["N"][rows], SAME_N), table["N"][rows], side="right")
+    sizes = np.searchsorted(forms.distinct(table["N"][rows], SAME_N), table["N"][rows], side="right")
     order = np.argsort(sizes, kind="stable")
     for size in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1):
-        starts = np.log(_fit.distinct(np.exp(d[size]), OCTAVE))
+        starts = np.log(forms.distinct(np.exp(d[size]), OCTAVE))
         if len(starts) < 3:
             continue
         level = np.searchsorted(starts, d[size], side="right") - 1

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tunnel.fitting import powers, search
+from tunnel.fitting.models import HIGHEST, LOWEST, TRIED, Model, Norm, Sum
 from tunnel.laws import Array, Fit, Misfit, Table, columns, misfit_of, take, usable_rows
-from tunnel.laws import _powers as powers
-from tunnel.laws import _search as search
-from tunnel.laws._models import HIGHEST, LOWEST, TRIED, Model, Norm, Sum
 
 DISTINCT = 1e-6  # logs closer than this are one level; assumed: far below any difference between two runs
 # a term under this share of the lowest loss (mid-range) is none; assumed: below the noise of any reading

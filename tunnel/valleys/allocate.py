@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import Array, Table, backtest, chinchilla, columns, intervals, take
-from tunnel.laws.backtest import Candidate
+from tunnel.backtests import backtest, intervals
+from tunnel.backtests.backtest import Candidate
+from tunnel.laws import Array, Table, chinchilla, columns, take
 from tunnel.valleys import joint, valley
 
 DRAWS = 200  # of the bootstrap: quantiles of a split need no more  *assumed*

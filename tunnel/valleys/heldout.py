@@ -21,10 +21,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import Array, Table, _bowls, _ways, backtest, columns
-from tunnel.laws._bowls import Bowl
-from tunnel.laws._ways import WAYS, Cells, Lines, Rows, Surface, Way
-from tunnel.laws.intervals import student
+from tunnel.backtests import backtest
+from tunnel.laws import Array, Table, columns
+from tunnel.quantiles import student
+from tunnel.valleys import bowls, ways
+from tunnel.valleys.bowls import Bowl
+from tunnel.valleys.ways import WAYS, Cells, Lines, Rows, Surface, Way
 
 FEW = 160  # runs up to which the joint surface is the way unless hold-outs speak against it; SCIENCE.md §4
 USUAL = {"joint": WAYS[0], "cells": WAYS[3]}  # of either kind, where hold-outs do not say more
@@ -87,8 +89,8 @@ class Chosen:
 
 def choose(rows: Rows) -> Chosen | None:
     """The way that does best on the hold-outs, the usual one where these do not say; None where none finds lines."""
-    smooth = {near: _ways.bowls_of(rows, near) for near in {w.near for w in WAYS} | set(JUDGE)}
-    found = _ways.all_of(rows, smooth)
+    smooth = {near: ways.bowls_of(rows, near) for near in {w.near for w in WAYS} | set(JUDGE)}
+    found = ways.all_of(rows, smooth)
     if not found:
         return None
     each = zip(*(smooth[near] for near in JUDGE), strict=True)
@@ -105,7 +107,7 @@ def stand_ins(rows: Rows, found: Found) -> list[Bowl | None]:
     if joint is None or joint.flat:
         return [None] * len(rows.places)
     v = list(rows.varied)
-    return [_bowls.parabola(best, joint.H[np.ix_(v, v)]) for best in joint.at(rows.places)[:, v]]
+    return [bowls.parabola(best, joint.H[np.ix_(v, v)]) for best in joint.at(rows.places)[:, v]]
 
 
 def held_out(rows: Rows, found: Found, judge: Sequence[Bowl | None]) -> dict[Way, tuple[Miss, ...]]:
@@ -114,7 +116,7 @@ def held_out(rows: Rows, found: Found, judge: Sequence[Bowl | None]) -> dict[Way
     whole = columns({"N": np.exp(place[:, 0]), "D": np.exp(place[:, 1]), "loss": np.ones(len(place))})
     out: dict[Way, list[Miss]] = {way: [] for way in found}
     for fold in backtest.holdouts(whole, ("N", "D")):
-        if np.ptp(np.log(whole[fold.axis][fold.train])) < _ways.TOUCHING:
+        if np.ptp(np.log(whole[fold.axis][fold.train])) < ways.TOUCHING:
             continue  # one level shows no power
         asked = np.array([i for i in fold.test if judge[i] is not None], int)
         far = backtest.distance(laws.take(whole, fold.train), laws.take(whole, asked))

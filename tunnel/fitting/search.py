@@ -1,7 +1,7 @@
 """Where the engine starts: a grid over the exponents, coefficients ≥ 0 projected out; and what fits about as well.
 
 Variable projection (SCIENCE.md §4): inside each cell of the grid the coefficients are found by IRLS on log
-residuals, so that only the exponents are searched; the best cells are then polished jointly (_powers).
+residuals, so that only the exponents are searched; the best cells are then polished jointly (`powers`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from itertools import combinations, product
 
 import numpy as np
 
+from tunnel.fitting.models import Model
+from tunnel.fitting.powers import box, polish
 from tunnel.laws import Array, Misfit
-from tunnel.laws._models import Model
-from tunnel.laws._powers import box, polish
 
 STARTS = 12  # the grid's best cells, polished beside its local minima, and
 FINAL = 16  # of what that finds the best, polished to the end; measured here: benchmarks/fit.py --hostile

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import Array, Table, _fit, columns, take, usable_rows
+from tunnel.fitting import forms
+from tunnel.laws import Array, Table, columns, take, usable_rows
 
 AXES = ("N", "D", "C")
 LEVELS = 8  # up to 8 distinct values are levels; more are binned by factors of 2 from the top; assumed
@@ -64,7 +65,7 @@ def holdouts(table: Table, axes: tuple[str, ...] = AXES) -> tuple[Holdout, ...]:
 
 def _starts(values: Array) -> list[float]:
     """Where the levels of an axis begin, ascending: distinct values, or factors of 2 from the top."""
-    levels = _fit.distinct(values, 0.01)
+    levels = forms.distinct(values, 0.01)
     if len(levels) <= LEVELS:
         return levels
     bins = np.floor(np.log2(values.max() / values) * (1 - 1e-12)).astype(int)

@@ -1,6 +1,6 @@
 """The choice of form, rows and loss by hold-outs, made before the answer is seen; and the hold-outs' report.
 
-All candidates are compared on the same held-out readings, those that look like the question (_holdouts): every form
+All candidates are compared on the same held-out readings, those that look like the question (`holdouts`): every form
 with every window of rows (rows.WINDOWS), then each form's best window with the other losses. Source: SCIENCE.md §4, §9.
 """
 
@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import DELTA, MISFITS, Array, Misfit, Table, columns
-from tunnel.laws._candidates import (
+from tunnel.backtests.candidates import (
     NEAR,
     NEAR_D,
     Candidate,
@@ -25,8 +24,9 @@ from tunnel.laws._candidates import (
     score,
     thinned,
 )
-from tunnel.laws._holdouts import AXES, Holdout, distance, holdouts, question
-from tunnel.laws.rows import ALL, WINDOWS, Window
+from tunnel.backtests.holdouts import AXES, Holdout, distance, holdouts, question
+from tunnel.backtests.rows import ALL, WINDOWS, Window
+from tunnel.laws import DELTA, MISFITS, Array, Misfit, Table, columns
 
 # scores (log error) this close are equal: rounding; derived from double precision and the fit's tolerance
 ALIKE = 1e-7

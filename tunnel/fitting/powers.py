@@ -1,6 +1,6 @@
 """The engine of the laws: objective with derivatives, and Newton's method, of many fits at a time.
 
-Objective everywhere: Σ w·ρ(y − log L̂) with y = log L, ρ a `Misfit` and log L̂ a model (_models). With centred logs and
+Objective everywhere: Σ w·ρ(y − log L̂) with y = log L, ρ a `Misfit` and log L̂ a model (`models`). With centred logs and
 the exact Hessian the five parameters of L(N, D) are well enough conditioned for Newton's method, many fits at a time (a
 bootstrap is one call).
 """
@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tunnel.fitting.models import Model
 from tunnel.laws import Array, Misfit
-from tunnel.laws._models import Model
 
 STEPS = 200  # assumed; most polishes end within 40
 PATIENCE = 6  # steps without gain after which a polish ends; measured here: kinks of a small δ refuse some

@@ -21,17 +21,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy.special import chdtri, stdtrit
 
 from tunnel import laws
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, backtest, columns, rows, take
-from tunnel.laws.backtest import NEAR, Candidate, Miss
+from tunnel.backtests import backtest, rows
+from tunnel.backtests.backtest import NEAR, Candidate, Miss
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, take
+from tunnel.quantiles import LEVEL, NORMAL, student
 
 FORMULA = (
     "log half-width² = (t_p·s)² + (t_h·c·(d0 + d)/d0)² + (q·r)² + (a·d)² + (z·noise)²; "
     "interval = value·exp(± half-width)"
 )
-LEVEL = 0.90  # contract 4
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
 MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
 # of c, of r and per decade; measured here on 13 public tables (benchmarks/coverage.py): 91% inside (over tables
@@ -231,7 +231,7 @@ def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:
     with np.errstate(invalid="ignore", divide="ignore"):
         logs = np.log(law.predict(params, targets))  # type: ignore[attr-defined]
     low, high = np.nanpercentile(logs, [5, 95], axis=0)
-    return np.asarray((high - low) / (2 * 1.6449) * boot.inflation)  # 1.6449: the normal's 95% quantile; derived
+    return np.asarray((high - low) / (2 * NORMAL) * boot.inflation)
 
 
 def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, seen: Table) -> tuple[float, int, str]:
@@ -246,13 +246,3 @@ def _beyond(misses: tuple[Miss, ...], law: object, fit: Fit, seen: Table) -> tup
         degrees,
         "residuals of the fit: no hold-out was possible",
     )
-
-
-def student(p: float, free: float) -> float:
-    """Student's t quantile."""
-    return float(stdtrit(free, p))
-
-
-def chi_square(p: float, free: float) -> float:
-    """The chi-square quantile."""
-    return float(chdtri(free, 1 - p))

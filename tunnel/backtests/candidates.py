@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel import laws
-from tunnel.laws import DELTA, Array, Fit, Misfit, Table, _fit, columns, frontier, misfit_of, rows, take
-from tunnel.laws._holdouts import Holdout, distance
-from tunnel.laws.rows import ALL, Window
+from tunnel.backtests import rows
+from tunnel.backtests.holdouts import Holdout, distance
+from tunnel.backtests.rows import ALL, Window
+from tunnel.fitting import forms
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, frontier, misfit_of, take
 
 QUESTIONS = 8  # lengths at which a form that holds at one D is asked, those with most readings; assumed
 # decades over which an error doubles: it grows as 1 + distance/NEAR; measured here: of 0.3 and 1, 0.3 covers the bands
@@ -101,7 +103,7 @@ def _questions(name: str, table: Table, cases: Array) -> list[Array]:
     if not laws.holds_at_one_d(name):
         return [cases] if len(cases) else []
     d = table["D"][cases]
-    levels = np.searchsorted(_fit.distinct(d, 0.01), d, side="right")
+    levels = np.searchsorted(forms.distinct(d, 0.01), d, side="right")
     found, count = np.unique(levels, return_counts=True)
     return [cases[levels == level] for level in np.sort(found[np.argsort(-count, kind="stable")[:QUESTIONS]])]
 

@@ -13,6 +13,7 @@ from itertools import combinations_with_replacement, product
 import numpy as np
 
 from tunnel.laws import Array
+from tunnel.quantiles import TYPICAL
 
 SPARE = 1.5  # rows per coefficient, at the least  *assumed*
 COUNTS = 0.05  # rows of less weight than this neither count nor say how far the settings were tried  *assumed*
@@ -86,7 +87,7 @@ def bowl(x: Array, y: Array, weight: Array, near: float) -> Bowl | None:
         root = np.sqrt(weight * robust)
         a = np.linalg.lstsq(design * root[:, None], y * root, rcond=1e-10)[0]
         r = y - design @ a
-        sigma = float(1.4826 * np.median(np.abs(r[counts]))) + 1e-12
+        sigma = float(TYPICAL * np.median(np.abs(r[counts]))) + 1e-12
         robust = 1 / np.maximum(np.abs(r) / (HUBER * sigma), 1.0)
     box = np.stack([x[counts].min(axis=0), x[counts].max(axis=0)]) - centre
     best, h, edge = lowest(powers, a, box)

@@ -1,0 +1,1 @@
+"""What held-out readings say of laws: hold-outs, rows, the choice of the form, intervals."""

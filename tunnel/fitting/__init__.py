@@ -1,0 +1,1 @@
+"""How a law is fitted: sums of powers, their misfit, and the search for the least of it."""
