@@ -23,7 +23,7 @@ test: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 # The faults of FAULTS.md, the slow ones too: prints how many were survived.
 test-faults: venv

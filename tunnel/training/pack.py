@@ -50,7 +50,8 @@ class Pack:
                 own[name].data = part
             self.weights[name] = stack.requires_grad_()
         positions = torch.arange(first.trunk.body.seq_len, device=self.device)[None]
-        self.cos, self.sin = (x[0] for x in model.model.rotary_emb(torch.zeros(1, device=self.device), positions))
+        cos, sin = (x[0].chunk(2, -1)[0] for x in model.model.rotary_emb(torch.zeros(1, device=self.device), positions))
+        self.turn = torch.complex(cos, sin)[:, None]  # (seq_len, 1, head_dim / 2)
 
     def step(self, multipliers: Sequence[float]) -> list[bool]:
         """Trains a batch of every member at its multiplier of its peak; False for those that have diverged."""
@@ -86,7 +87,8 @@ class Pack:
     def losses(self, sequences: torch.Tensor) -> torch.Tensor:
         """Every member's mean next-token cross-entropy in nats; sequences are (members, n, seq_len + 1).
 
-        The forward pass of `GraniteForCausalLM`, with a leading dimension.
+        The forward pass of `GraniteForCausalLM`, with a leading dimension. Gains and multipliers go into the weights
+        beside them, which are smaller than what they would multiply.
         """
         c, (size, n, length) = self.config, sequences.shape
         rows = n * (length - 1)
@@ -96,39 +98,61 @@ class Pack:
         x = F.embedding(tokens, embedding.flatten(0, 1)) * c.embedding_multiplier
         for layer in range(c.num_hidden_layers):
             at = f"model.layers.{layer}."
-            x = x + self.attention(self.norm(x, at + "input_layernorm"), at + "self_attn.", n) * c.residual_multiplier
-            x = x + self.mlp(self.norm(x, at + "post_attention_layernorm"), at + "mlp.") * c.residual_multiplier
-        logits = torch.bmm(self.norm(x, "model.norm"), embedding.transpose(1, 2)) / c.logits_scaling
+            x = x + self.attention(self.normed(x), at, n)
+            x = x + self.mlp(self.normed(x), at)
+        x = self.normed(x) * (self.gain("model.norm") / c.logits_scaling)
+        logits = torch.bmm(x, embedding.transpose(1, 2))
         targets = sequences[:, :, 1:].flatten(1)
         # each by itself, so that a mean sums in the order in which `Trained` does
         return torch.stack([F.cross_entropy(own.float(), wanted) for own, wanted in zip(logits, targets, strict=True)])
 
     def attention(self, x: torch.Tensor, at: str, n: int) -> torch.Tensor:
-        c, (size, rows, _) = self.config, x.shape
-        head_dim = c.hidden_size // c.num_attention_heads
-        q, k, v = (
-            self.linear(x, f"{at}{name}_proj").view(size * n, rows // n, -1, head_dim).transpose(1, 2) for name in "qkv"
-        )
+        c, gain = self.config, self.gain(at + "input_layernorm")
+        q, k, v = (self.weight(f"{at}self_attn.{name}_proj") * gain for name in "qkv")
+        out = self.weight(at + "self_attn.o_proj") * c.residual_multiplier
         grouped = c.num_attention_heads != c.num_key_value_heads
         seen = F.scaled_dot_product_attention(
-            self.rotated(q), self.rotated(k), v, is_causal=True, scale=c.attention_multiplier, enable_gqa=grouped
+            self.rotated(x, q, n),
+            self.rotated(x, k, n),
+            self.heads(product(x, v), n),
+            is_causal=True,
+            scale=c.attention_multiplier,
+            enable_gqa=grouped,
         )
-        return self.linear(seen.transpose(1, 2).reshape(size, rows, -1), at + "o_proj")
+        return product(seen.transpose(1, 2).reshape(len(x), x.shape[1], -1), out)
 
     def mlp(self, x: torch.Tensor, at: str) -> torch.Tensor:
-        gate, up = (self.linear(x, f"{at}{name}_proj") for name in ("gate", "up"))
-        return self.linear(F.silu(gate) * up, at + "down_proj")
+        gain = self.gain(at + "post_attention_layernorm")
+        gate, up = (product(x, self.weight(f"{at}mlp.{name}_proj") * gain) for name in ("gate", "up"))
+        return product(F.silu(gate) * up, self.weight(at + "mlp.down_proj") * self.config.residual_multiplier)
 
-    def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return torch.bmm(x, self.weights[name + ".weight"].transpose(1, 2))
+    def weight(self, name: str) -> torch.Tensor:
+        return self.weights[name + ".weight"]
 
-    def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        scaled = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return scaled * self.weights[name + ".weight"][:, None]
+    def gain(self, name: str) -> torch.Tensor:
+        return self.weight(name)[:, None]
 
-    def rotated(self, x: torch.Tensor) -> torch.Tensor:
-        low, high = x.chunk(2, -1)
-        return x * self.cos + torch.cat([-high, low], -1) * self.sin
+    def normed(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], eps=self.config.rms_norm_eps)
+
+    def heads(self, x: torch.Tensor, n: int) -> torch.Tensor:
+        """(members, rows, width) as (sequences, heads, seq_len, head_dim)."""
+        return x.view(len(x) * n, x.shape[1] // n, -1, 2 * self.turn.shape[-1]).transpose(1, 2)
+
+    def rotated(self, x: torch.Tensor, weight: torch.Tensor, n: int) -> torch.Tensor:
+        """The heads of x·weightᵀ, turned by position as complex numbers: a head's two halves are laid side by side.
+
+        So the order within a head is not the model's, alike in queries and keys: their products are the same.
+        """
+        size, _, width = weight.shape
+        paired = weight.view(size, -1, 2, self.turn.shape[-1], width).transpose(2, 3).reshape(weight.shape)
+        y = product(x, paired).float().view(size * n, x.shape[1] // n, -1, self.turn.shape[-1], 2)
+        return torch.view_as_real(torch.view_as_complex(y) * self.turn).flatten(-2).transpose(1, 2)
+
+
+def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Every member's x·weightᵀ."""
+    return torch.bmm(x, weight.transpose(1, 2))
 
 
 class Captured:
