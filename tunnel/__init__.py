@@ -7,7 +7,7 @@ The floors, from the ground up (a floor imports only lower ones; `tests/test_flo
     2 instruments   families/  training/  folder/  table  tuned  sampler  pareto
     3 product       plan  sweeps/  doctor
     3 answers       verdicts/  answers/  export/
-    4 faces         show/  cli  dashboard/
+    4 faces         show/  cli/  dashboard/
 """
 
 __version__ = "0.3.0"
