@@ -8,7 +8,6 @@ import pytest
 from tunnel import laws
 from tunnel.backtests import doubts
 from tunnel.backtests.backtest import Candidate
-from tunnel.fitting import forms
 from tunnel.laws import MISFITS, Misfit, chinchilla, isoflop, kaplan, shape
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 1e11, 6)))
@@ -155,7 +154,7 @@ def test_a_pinned_floor_stays_and_costs():
     rows = direct(0.005)
     free = chinchilla.fit(rows)
     for floor in (1.0, 2.0):
-        held = forms.fit(chinchilla.FORM, rows, 1e-3, floor)
+        held = chinchilla.FORM.fit(rows, 1e-3, floor)
         assert held.params["E"] == pytest.approx(floor)
         assert held.objective > free.objective
 

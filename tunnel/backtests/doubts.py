@@ -14,7 +14,6 @@ import numpy as np
 from tunnel import laws
 from tunnel.backtests import backtest
 from tunnel.backtests.backtest import Candidate
-from tunnel.fitting import forms
 from tunnel.laws import MISFITS, Array, Fit, Table, columns, misfit_of
 
 COUNTED = 0.01  # counts that differ by less, on every row, are one; assumed: rounding
@@ -32,13 +31,13 @@ def spread(chosen: Candidate, seen: Table, found: Fit, targets: Table | None) ->
     out = []
     for misfit in dict.fromkeys((misfit_of(chosen.delta), MISFITS["huber"], MISFITS["squares"])):
         for floor in (None, *dict.fromkeys(found.ranges["E"])):
-            fit = forms.fit(form, seen, misfit, floor)
+            fit = form.fit(seen, misfit, floor)
             out.append(
                 {
                     "loss": Candidate(chosen.law, delta=misfit).loss,
                     "floor": "free" if floor is None else floor,
                     "params": dict(fit.params),
-                    "predicted": None if targets is None else forms.predict(form, fit.params, targets).tolist(),
+                    "predicted": None if targets is None else form.predict(fit.params, targets).tolist(),
                 }
             )
     return out

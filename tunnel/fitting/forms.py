@@ -9,7 +9,7 @@ import numpy as np
 
 from tunnel.fitting import powers, search
 from tunnel.fitting.models import HIGHEST, LOWEST, TRIED, Model, Norm, Sum
-from tunnel.laws import Array, Fit, Misfit, Table, columns, misfit_of, take, usable_rows
+from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, misfit_of, take, usable_rows
 
 DISTINCT = 1e-6  # logs closer than this are one level; assumed: far below any difference between two runs
 # a term under this share of the lowest loss (mid-range) is none; assumed: below the noise of any reading
@@ -50,6 +50,57 @@ class Form:
         """Its shape in centred logs."""
         return Norm() if self.norm else Sum(len(self.terms), self.floor)
 
+    def answers(self, table: Table, targets: Table) -> str:
+        """Why the law cannot answer the targets: it can wherever they have its columns."""
+        own = self.needed[:-1]
+        return "" if set(own) <= set(targets) else f"the targets have no {' and '.join(own)}"
+
+    def select(self, table: Table, targets: Table | None = None) -> Array:
+        """Indices of the rows it is fitted to: all that have its columns."""
+        return np.flatnonzero(usable_rows(table, self.needed))
+
+    def fit(self, table: Table, delta: float | Misfit = DELTA, floor: float | None = None) -> Fit:
+        """The optimum of a form on a table, E held at `floor` where one is given.
+
+        Rows with a non-positive or non-finite entry are not used.
+        """
+        table = columns(table)
+        table = take(table, usable_rows(table, self.needed))
+        n = len(table["loss"]) if "loss" in table else 0
+        lacking = self._lacking(table, n)
+        if lacking:
+            return nothing(self.law, self.params, delta, lacking, n)
+        z, centre, y, w, unit = self._logs(table)
+        pinned = None if floor is None else floor * float(np.exp(-unit))
+        found = search.solve(self.model, z, y, w, misfit_of(delta), pinned)
+        params = dict(zip(self.params, self.natural(found.theta[None], centre, unit)[0].tolist(), strict=True))
+        status, reason, ranges = status_of(self, table, found, unit)
+        return Fit(self.law, params, found.objective, delta, status, reason, n, ranges)
+
+    def predict(self, params: Mapping[str, float] | Mapping[str, Array], table: Table) -> Array:
+        """Loss per row (nats per token); parameters may be (draws, 1) arrays, then (draws, rows)."""
+        table = columns(table)
+        with np.errstate(all="ignore"):  # in logs: A alone overflows at large exponents where A·N^-a does not
+            logs = np.stack([np.log(table[c]) for c, _, _ in self.terms])
+            loss = np.exp(powers.log_loss(self.model, self.theta(params), logs))
+        return np.asarray(loss if any(np.ndim(v) for v in params.values()) else loss[0])
+
+    def refit(self, table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
+        """Parameters (draws, P) of many re-weighted (draws, n) or re-measured (losses: draws, n) versions of a table.
+
+        Rows with zero weight everywhere are allowed; each draw is polished from the fit `start` with δ annealed.
+        """
+        z, centre, y, w, unit = self._logs(columns(table))
+        draws = len(weights) if weights is not None else len(losses) if losses is not None else 1
+        theta = np.repeat(self.theta(start.params, centre, unit), draws, axis=0)
+        w = w if weights is None else w * weights
+        if losses is not None:
+            new = np.log(losses) - unit
+            # the start at the draw's own level
+            theta[:, : self.model.linear] *= np.exp((new - y).mean(axis=1))[:, None]
+            y = new
+        return self.natural(powers.polish(self.model, theta, z, y, w, misfit_of(start.delta))[0], centre, unit)
+
     def natural(self, theta: Array, centre: Array | float = 0.0, unit: float = 0.0) -> Array:
         """Engine parameters (R, P), of losses over exp(unit), in the user's units: E, A·exp(α·centre), α."""
         out = np.array(theta)
@@ -78,28 +129,29 @@ class Form:
         out[:, : self.model.linear] *= np.exp(-unit)
         return out
 
+    def _lacking(self, table: Table, n: int) -> str:
+        """Why a table cannot identify the form by its design, whatever its losses."""
+        size = len(self.params)
+        if n < size + int(self.floor):
+            return f"{n} rows for {size} parameters of {self.law}: needs {size + int(self.floor)}"
+        need = 2 + int(self.floor)  # a power needs two levels; beside a floor, three
+        for column, coefficient, exponent in self.terms:
+            found = levels(table[column])
+            if found < need:
+                return f"{column} has {found} distinct values, {need} identify {exponent} and {coefficient}"
+        return ""
+
+    def _logs(self, table: Table) -> tuple[Array, Array, Array, Array, float]:
+        """Centred logs of the columns, their centres, log losses over a middle one, weights, the log of that one."""
+        raw = np.stack([np.log(table[c]) for c, _, _ in self.terms])
+        centre = 0.5 * (raw.min(axis=1) + raw.max(axis=1))  # of the range: the same for every resample
+        y = np.log(table["loss"])
+        unit = 0.5 * float(y.min() + y.max())
+        return raw - centre[:, None], centre, y - unit, table["weight"] if "weight" in table else np.ones(len(y)), unit
+
     def _parts(self, theta: Array) -> tuple[Array, Array]:
         k, e = len(self.terms), int(self.floor)
         return theta[:, e : e + k], theta[:, e + k :]
-
-
-def fit(form: Form, table: Table, delta: float | Misfit, floor: float | None = None) -> Fit:
-    """The optimum of a form on a table, E held at `floor` where one is given.
-
-    Rows with a non-positive or non-finite entry are not used.
-    """
-    table = columns(table)
-    table = take(table, usable_rows(table, form.needed))
-    n = len(table["loss"]) if "loss" in table else 0
-    lacking = _lacking(form, table, n)
-    if lacking:
-        return nothing(form.law, form.params, delta, lacking, n)
-    z, centre, y, w, unit = _logs(form, table)
-    pinned = None if floor is None else floor * float(np.exp(-unit))
-    found = search.solve(form.model, z, y, w, misfit_of(delta), pinned)
-    params = dict(zip(form.params, form.natural(found.theta[None], centre, unit)[0].tolist(), strict=True))
-    status, reason, ranges = status_of(form, table, found, unit)
-    return Fit(form.law, params, found.objective, delta, status, reason, n, ranges)
 
 
 def nothing(law: str, params: Sequence[str], delta: float | Misfit, reason: str, n: int) -> Fit:
@@ -107,57 +159,10 @@ def nothing(law: str, params: Sequence[str], delta: float | Misfit, reason: str,
     return Fit(law, dict.fromkeys(params, np.nan), np.nan, delta, "too few points", reason, n)
 
 
-def predict(form: Form, params: Mapping[str, float] | Mapping[str, Array], table: Table) -> Array:
-    """Loss per row (nats per token); parameters may be (draws, 1) arrays, then (draws, rows)."""
-    table = columns(table)
-    with np.errstate(all="ignore"):  # in logs: A alone overflows at large exponents where A·N^-a does not
-        logs = np.stack([np.log(table[c]) for c, _, _ in form.terms])
-        loss = np.exp(powers.log_loss(form.model, form.theta(params), logs))
-    return np.asarray(loss if any(np.ndim(v) for v in params.values()) else loss[0])
-
-
-def refit(form: Form, table: Table, start: Fit, weights: Array | None, losses: Array | None) -> Array:
-    """The parameters (draws, P) of many re-weighted (draws, n) or re-measured (losses: draws, n) versions of a table.
-
-    Rows with zero weight everywhere are allowed; each draw is polished from the fit `start` with δ annealed.
-    """
-    z, centre, y, w, unit = _logs(form, table)
-    draws = len(weights) if weights is not None else len(losses) if losses is not None else 1
-    theta = np.repeat(form.theta(start.params, centre, unit), draws, axis=0)
-    w = w if weights is None else w * weights
-    if losses is not None:
-        new = np.log(losses) - unit
-        theta[:, : form.model.linear] *= np.exp((new - y).mean(axis=1))[:, None]  # the start at the draw's own level
-        y = new
-    return form.natural(powers.polish(form.model, theta, z, y, w, misfit_of(start.delta))[0], centre, unit)
-
-
-def _lacking(form: Form, table: Table, n: int) -> str:
-    """Why a table cannot identify the form by its design, whatever its losses."""
-    size = len(form.params)
-    if n < size + int(form.floor):
-        return f"{n} rows for {size} parameters of {form.law}: needs {size + int(form.floor)}"
-    need = 2 + int(form.floor)  # a power needs two levels; beside a floor, three
-    for column, coefficient, exponent in form.terms:
-        found = levels(table[column])
-        if found < need:
-            return f"{column} has {found} distinct values, {need} identify {exponent} and {coefficient}"
-    return ""
-
-
 def levels(values: Array) -> int:
     """How many distinct values a column has, but for rounding."""
     logs = np.sort(np.log(values))
     return 1 + int((np.diff(logs) > DISTINCT).sum())
-
-
-def _logs(form: Form, table: Table) -> tuple[Array, Array, Array, Array, float]:
-    """Centred logs of the columns, their centres, log losses over a middle one, weights, the log of that one."""
-    raw = np.stack([np.log(table[c]) for c, _, _ in form.terms])
-    centre = 0.5 * (raw.min(axis=1) + raw.max(axis=1))  # of the range: the same for every resample
-    y = np.log(table["loss"])
-    unit = 0.5 * float(y.min() + y.max())
-    return raw - centre[:, None], centre, y - unit, table["weight"] if "weight" in table else np.ones(len(y)), unit
 
 
 def status_of(

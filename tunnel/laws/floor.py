@@ -56,7 +56,7 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N, at the D of the fit."""
-    return forms.predict(FORM, params, table)
+    return FORM.predict(params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:

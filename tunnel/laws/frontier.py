@@ -64,14 +64,14 @@ def select(table: Table, targets: Table | None = None) -> Array:
 def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """E, A ≥ 0 and a through the best reading per budget; n counts those."""
     table = columns(table)
-    return forms.fit(FORM, take(table, select(table)), delta)
+    return FORM.fit(take(table, select(table)), delta)
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's C (6ND where there is none)."""
-    return forms.predict(FORM, params, table)
+    return FORM.predict(params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 3) under row weights (draws, n) or losses (draws, n) of the selected rows."""
-    return forms.refit(FORM, columns(table), start, weights, losses)
+    return FORM.refit(table, start, weights, losses)

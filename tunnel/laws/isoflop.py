@@ -109,7 +109,7 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
         why = f"{len(found.rows)} budgets have a minimum, {BUDGETS} are needed" + (f" ({left})" if left else "")
         return forms.nothing("isoflop", PARAMS, delta, why, count)
     minima = _minima(table, found.rows, np.log(table["loss"])[None], _weights(table)[None])
-    law = forms.fit(FORM, {"C": _flops(table, found.rows), "loss": np.exp(minima[1][0])}, delta)
+    law = FORM.fit({"C": _flops(table, found.rows), "loss": np.exp(minima[1][0])}, delta)
     params = dict(law.params) | dict(
         zip(PARAMS[3:], _lines(_flops(table, found.rows), minima)[0].tolist(), strict=True)
     )
@@ -122,7 +122,7 @@ def predict(params: Mapping[str, float], table: Table) -> Array:
     table = columns(table)
     n, c = np.log(table["N"]), np.log(table["C"])
     off = n - np.log(params["G"]) - params["g"] * c
-    return np.asarray(forms.predict(FORM, {p: params[p] for p in FORM.params}, table) * np.exp(params["h"] * off**2))
+    return np.asarray(FORM.predict({p: params[p] for p in FORM.params}, table) * np.exp(params["h"] * off**2))
 
 
 def optimal(params: Mapping[str, float], flops: float | Array) -> tuple[Array, Array]:

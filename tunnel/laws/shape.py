@@ -53,20 +53,20 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     if not {"width", "depth"} & set(own.needed):
         why = "fewer than 3 widths and fewer than 3 depths among the rows that have N, D, width, depth and loss"
         return forms.nothing("shape", PARAMS, delta, why, len(table.get("loss", ())))
-    found = forms.fit(own, table, delta)
+    found = own.fit(table, delta)
     absent = np.nan if not found.usable else 0.0
     return replace(found, params={p: found.params.get(p, absent) for p in PARAMS})
 
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's width, depth, N and D (those that have a term)."""
-    return forms.predict(_used(params), params, table)
+    return _used(params).predict(params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 9) under row weights (draws, n) or re-measured losses (draws, n)."""
     used = _used(start.params)
-    found = forms.refit(used, columns(table), start, weights, losses)
+    found = used.refit(table, start, weights, losses)
     out = np.zeros((len(found), len(PARAMS)))
     out[:, [PARAMS.index(p) for p in used.params]] = found
     return out

@@ -58,7 +58,7 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
     """A and a on the rows at one D (see select)."""
     table = columns(table)
     rows = select(table)
-    found = forms.fit(FORM, take(table, rows), delta)
+    found = FORM.fit(take(table, rows), delta)
     if not len(rows):
         return replace(found, reason=f"no D was read at {SIZES} sizes, which identify a")
     return found
@@ -66,9 +66,9 @@ def fit(table: Table, delta: float | Misfit = DELTA) -> Fit:
 
 def predict(params: Mapping[str, float], table: Table) -> Array:
     """Loss (nats per token) at the table's N, at the D of the fit."""
-    return forms.predict(FORM, params, table)
+    return FORM.predict(params, table)
 
 
 def refit(table: Table, start: Fit, weights: Array | None = None, losses: Array | None = None) -> Array:
     """Parameters (draws, 2) under row weights (draws, n) or losses (draws, n) of the selected rows."""
-    return forms.refit(FORM, columns(table), start, weights, losses)
+    return FORM.refit(table, start, weights, losses)
