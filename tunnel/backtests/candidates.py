@@ -24,7 +24,7 @@ NEAR_D = 4.0
 # scores (log error) this close are equal: rounding; derived from double precision and the fit's tolerance
 ALIKE = 1e-7
 
-MOST_ROWS = 1500  # a larger table is chosen on so many of its rows, evenly by C, so that it takes seconds; assumed
+MOST_ROWS = 500  # a larger table is chosen on so many of its rows, evenly by C, so that it takes seconds; assumed
 
 
 @dataclass(frozen=True)
