@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tunnel import laws
-from tunnel.backtests import backtest, intervals, rows
+from tunnel.backtests import backtest, intervals, noise, rows
 from tunnel.backtests.backtest import Candidate
 
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e7, 3e8, 6), np.geomspace(1e9, 3e10, 6), indexing="ij"))
@@ -89,7 +89,7 @@ HOSTILE = {
 def test_hostile_rows_are_no_error(case):
     table = laws.columns(HOSTILE[case])
     assert rows.marks(table) == ()
-    assert rows.noise(table) == 0.0
+    assert noise.typical(table, ~rows.outliers(table)) == 0.0
     for window in rows.WINDOWS:
         window.rows(table)
     choice = backtest.choose(table, {"N": np.array([1e10]), "D": np.array([1e11])})
@@ -100,7 +100,7 @@ def test_a_window_keeps_what_lies_near_the_best_at_its_cost():
     table = budgets(noise=0)
     lowest = np.repeat(table["loss"].reshape(7, 9).min(axis=1), 9)
     assert rows.excess(table) == pytest.approx(np.log(table["loss"] / lowest), abs=1e-12)
-    for window in rows.WINDOWS[2:]:
+    for window in (w for w in rows.WINDOWS if np.isfinite(w.within)):
         kept = window.rows(table)
         assert set(kept) == set(np.flatnonzero(table["loss"] <= lowest * np.exp(window.within)))
         assert len(kept) < 63
@@ -111,8 +111,45 @@ def test_noise_is_what_repeats_differ_by():
     twice = grid()
     table = {k: np.tile(v, 20) for k, v in twice.items()}
     table["loss"] = table["loss"] * np.exp(rng.normal(0, 0.004, 720))
-    assert rows.noise(table) == pytest.approx(0.004, rel=0.08)
-    assert rows.noise(table | {"lr": np.repeat(np.arange(1.0, 21), 36)}) == 0.0  # other settings are no repeats
+    assert noise.typical(table, ~rows.outliers(table)) == pytest.approx(0.004, rel=0.08)
+    others = table | {"lr": np.repeat(np.arange(1.0, 21), 36)}  # other settings are no repeats
+    assert noise.typical(others, ~rows.outliers(table)) == 0.0
+
+
+def seeded(spread, seed):
+    """The grid at four seeds, whose log loss scatters by `spread` per row of the grid."""
+    rng = np.random.default_rng(seed)
+    table = {k: np.tile(v, 4) for k, v in grid().items()}
+    table["loss"] = table["loss"] * np.exp(np.tile(spread, 4) * rng.normal(size=len(table["N"])))
+    return laws.columns(table)
+
+
+WEIGHTED = next(w for w in rows.WINDOWS if w.by_noise)
+
+
+def test_rows_weigh_by_the_noise_that_their_repeats_show():
+    """Small models scatter more: the weights recover how much, and the fit is nearer the truth for it."""
+    spread = 0.02 * (N / N.min()) ** -0.7
+    plain, weighted = [], []
+    for seed in range(12):
+        table = seeded(spread, seed)
+        w = noise.weights(table, np.ones(len(table["N"]), bool))
+        power = np.polyfit(np.log(table["N"]), np.log(np.clip(w, 1 / 15, 15)), 1)[0]
+        assert power == pytest.approx(1.4, abs=0.4)
+        target = {"N": np.array([1e10]), "D": np.array([1e12])}
+        for window, errors in ((rows.WINDOWS[1], plain), (WEIGHTED, weighted)):
+            fit = Candidate("chinchilla", window).fit(table, target)
+            errors.append(np.log(laws.get("chinchilla").predict(fit.params, target)[0] / surface(1e10, 1e12)))
+    assert np.mean(np.square(weighted)) < 0.7 * np.mean(np.square(plain))
+
+
+def test_rows_weigh_alike_where_the_noise_does_not_move_or_nothing_repeats():
+    everywhere = np.ones(4 * len(N), bool)
+    moved = sum(bool((noise.weights(seeded(0.004 + 0 * N, s), everywhere) != 1).any()) for s in range(40))
+    assert moved <= 6  # 5% of 40 are expected
+    alone = grid()
+    assert (noise.weights(alone, np.ones(len(N), bool)) == 1).all()
+    assert WEIGHTED.of(alone).keys() == rows.WINDOWS[1].of(alone).keys()
 
 
 # --- the choice

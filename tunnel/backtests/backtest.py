@@ -129,9 +129,10 @@ def candidates(able: list[str], table: Table, delta: float | Misfit, windows: tu
         seen: dict[bytes, Window] = {}
         selects = laws.holds_at_one_d(name) or laws.stays_on_path(name)
         for window in (ALL,) if selects else windows:
-            inside = window.rows(table)
-            if window is ALL or len(inside) >= least:
-                seen.setdefault(inside.tobytes(), window)
+            inside = window.of(table)
+            if window is ALL or laws.rows_of(inside) >= least:
+                same = b"".join(inside[k].tobytes() for k in ("N", "D", "loss", "weight") if k in inside)
+                seen.setdefault(same, window)
         out += [Candidate(name, window, delta) for window in seen.values()]
     return out
 

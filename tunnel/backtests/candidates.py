@@ -44,7 +44,7 @@ class Candidate:
 
     def rows(self, table: Table, targets: Table | None = None) -> dict[str, Array]:
         """The rows of a table that it is fitted to."""
-        inside = table if self.window is ALL else take(table, self.window.rows(table))
+        inside = table if self.window is ALL else self.window.of(table)
         return take(inside, laws.get(self.law).select(inside, targets))
 
     def fit(self, table: Table, targets: Table | None = None) -> Fit:

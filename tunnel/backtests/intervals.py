@@ -24,9 +24,10 @@ import numpy as np
 
 from tunnel import laws
 from tunnel.backtests import backtest, rows
+from tunnel.backtests import noise as repeats
 from tunnel.backtests.backtest import NEAR, Candidate, Miss
 from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, take
-from tunnel.quantiles import LEVEL, NORMAL, student
+from tunnel.quantiles import LEVEL, NORMAL, TYPICAL, student
 
 FORMULA = (
     "log half-width² = (t_p·s)² + (t_h·c·(d0 + d)/d0)² + (q·r)² + (a·d)² + (z·noise)²; "
@@ -175,7 +176,7 @@ def forecast(
     z = student(0.5 + LEVEL / 2, 1e9)
     t_h = HELD if misses else student(0.5 + LEVEL / 2, degrees)
     t_p = z if misses else student(0.5 + LEVEL / 2, boot.degrees)
-    noise = max(rows.noise(table) if noise is None else noise, _residual(law, fit, seen))
+    noise = max(repeats.typical(table, ~rows.outliers(table)) if noise is None else noise, _residual(law, fit, seen))
     apart = _apart(rivals or {}, backtest.thinned(table), targets, value)
     bend = BEND_TUNED if tuned else BEND
     halves = {
@@ -225,7 +226,7 @@ def _apart(rivals: Mapping[Candidate, float], table: Table, targets: Table, valu
 def _residual(law: object, fit: Fit, seen: Table) -> float:
     """The typical residual of log loss at the fit; 0 where the rows only just identify the parameters."""
     left = np.abs(np.log(seen["loss"] / law.predict(fit.params, seen)))  # type: ignore[attr-defined]
-    return float(rows.TYPICAL * np.median(left)) if len(left) > len(fit.params) else 0.0
+    return float(TYPICAL * np.median(left)) if len(left) > len(fit.params) else 0.0
 
 
 def _spread(law: object, boot: Bootstrap, targets: Table) -> Array:

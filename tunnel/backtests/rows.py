@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel import laws
+from tunnel.backtests import noise
 from tunnel.fitting import forms
-from tunnel.laws import Array, Table, columns, usable_rows
-from tunnel.quantiles import TYPICAL
+from tunnel.laws import Array, Table, columns, take, usable_rows
 
 BUDGET = 1.05  # readings up to this factor dearer count as one budget; assumed: wider than rounding to whole batches
 # a run this share of log loss above one with no more N and D is no noise; assumed: seeds are under 1% (SCIENCE.md §5)
@@ -48,11 +48,22 @@ class Mark:
 
 @dataclass(frozen=True)
 class Window:
-    """A rule for the rows that a fit sees: `within` of the best loss for the money, marked rows in or out."""
+    """A rule for the rows that a fit sees: `within` of the best loss for the money, marked rows in or out.
+
+    `by_noise`: they weigh as the repeats say (`noise.weights`).
+    """
 
     name: str
     within: float = np.inf  # log loss above the cheapest way to be there
     marked: bool = False
+    by_noise: bool = False
+
+    def of(self, table: Table) -> dict[str, Array]:
+        """What a fit sees of a table."""
+        weights = noise.weights(table, ~outliers(table)) if self.by_noise else np.ones(0)
+        if (weights != 1).any():
+            table = {**table, "weight": weights * table.get("weight", 1.0)}
+        return take(table, self.rows(table))
 
     def rows(self, table: Table) -> Array:
         """Indices of the rows inside the window; marks and minima are those of this table alone."""
@@ -71,6 +82,7 @@ ALL = Window("all rows", marked=True)
 WINDOWS = (
     ALL,
     Window("unmarked rows"),
+    Window("unmarked rows, weighted by their noise", by_noise=True),
     Window("rows within 10% of the best at their cost", 0.10),
     Window("rows within 5% of the best at their cost", 0.05),
     Window("rows within 2% of the best at their cost", 0.02),
@@ -194,23 +206,3 @@ def _rising(table: Table, sound: Array) -> Array:
         if fall[at] > STEEPER * fall[0] and drop[at] > VISIBLE * loss[first[at]]:
             out[rows[size[level < at]]] = True
     return out
-
-
-def noise(table: Table) -> float:
-    """The standard deviation of log loss between repeats of one setting (equal N, D and settings); 0 without any."""
-    table = columns(table)
-    rows = np.flatnonzero(usable_rows(table, ("N", "D", "loss")) & ~outliers(table))
-    given = [k for k in ("N", "D", "lr", "batch_tokens", "unique_tokens", "warmup", "width", "depth") if k in table]
-    given = [k for k in given if table[k].dtype.kind == "f"]
-    if len(rows) < 2:
-        return 0.0
-    cell = np.unique(np.stack([table[k][rows] for k in given]), axis=1, return_inverse=True)[1].ravel()
-    y = np.log(table["loss"][rows])
-    order = np.lexsort((y, cell))
-    count = np.bincount(cell)
-    start = np.cumsum(count) - count
-    middle = 0.5 * (y[order][start + (count - 1) // 2] + y[order][start + count // 2])
-    again = count[cell] > 1
-    # typical, so that repeats which differ in what the table does not tell do not decide
-    off = np.abs(y - middle[cell])[again] * np.sqrt(count[cell] / np.maximum(count[cell] - 1, 1))[again]
-    return float(TYPICAL * np.median(off)) if again.any() else 0.0
