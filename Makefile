@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: venv demo dashboard test test-faults bench clean
+.PHONY: venv demo dashboard test test-faults test-exports bench clean
 
 venv: $(VENV)/installed
 
@@ -29,6 +29,22 @@ test: venv
 test-faults: venv
 	$(BIN)/python tests/faults.py
 
+# Every first-class export in its real package, each in an environment of its own; prints target x parses x schedule
+# equal x selfcheck. megatron-core 0.19 is of Python 3.12, and its pure part runs on ours.
+EXPORTS ?= $(HOME)/.cache/tunnel/exports
+EXPORT_LISTS = tests/exports/environments
+INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-deps
+
+test-exports: venv $(patsubst $(EXPORT_LISTS)/%.txt,$(EXPORTS)/%/installed,$(wildcard $(EXPORT_LISTS)/*.txt))
+	TUNNEL_EXPORTS=$(EXPORTS) PYTHONPATH=tests/exports $(BIN)/pytest -q -p contract_table -n 2 --dist loadgroup -m slow tests/exports
+
+$(EXPORTS)/%/installed: $(EXPORT_LISTS)/%.txt
+	$(BIN)/python -m venv --without-pip $(EXPORTS)/$*
+	$(BIN)/python -c 'import glob, sysconfig; open(glob.glob("$(EXPORTS)/$*/lib/python3*/site-packages")[0] + "/project.pth", "w").write(sysconfig.get_paths()["purelib"])'
+	$(BIN)/pip --python $(EXPORTS)/$*/bin/python install --quiet --disable-pip-version-check --no-deps --requirement $<
+	$(if $(filter megatron,$*),$(INSTALL) --target $$(echo $(EXPORTS)/$*/lib/python3*/site-packages) --python-version 3.12 --only-binary=:all: --ignore-requires-python megatron-core==0.19.2)
+	touch $@
+
 # About 40 minutes on two cores; TABLE is a runs table such as Chinchilla's points.
 bench: venv
 	$(BIN)/python benchmarks/calibration.py
@@ -39,6 +55,7 @@ bench: venv
 	$(BIN)/python benchmarks/optimum.py
 	$(BIN)/python benchmarks/next_runs.py
 	$(BIN)/python benchmarks/train.py --compiled
+	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/demo.py
 
 clean:

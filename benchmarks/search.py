@@ -30,7 +30,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from scipy.interpolate import RBFInterpolator
 from scipy.stats import qmc
 
-from tunnel import sampler, table
+from tunnel import proposals, table
 from tunnel.errors import UserError
 from tunnel.families.synthetic import TRUTH
 from tunnel.pareto import ParetoSampler
@@ -175,7 +175,7 @@ def evenly(world: World, seed: int, told: list[Reading], *, scrambled: bool) -> 
 
 def optunas(world: World, seed: int, told: list[Reading], *, name: str, size: int) -> Asks:
     """One of Optuna's own at one size."""
-    study = optuna.create_study(sampler=sampler.sampler(name, seed))
+    study = optuna.create_study(sampler=proposals.sampler(name, seed))
     space: dict[str, BaseDistribution] = {k: FloatDistribution(0, 1) for k in world.settings}
     for _ in range(MOST[name]):
         trial = study.ask(space)

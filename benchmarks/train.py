@@ -17,13 +17,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch reads it
 
 import torch
+from found import Found
 from torch.nn import functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -57,26 +58,6 @@ ON_CPU = [Size(32, 2, 8, 1.1), Size(64, 4, 8, 1.1), Size(128, 4, 8, 1.0), Size(2
 ON_GPU = [Size(320, 8, 16, 2.0), Size(512, 12, 16, 2.0), Size(768, 16, 16, 1.5)]
 PACKS = [(32, 7), (32, 21), (64, 7), (64, 21), (128, 7), (256, 7)]  # width, members; depth 2, batch 4 × 128
 PACKS_ON_GPU = [(64, 7), (128, 7), (256, 7), (320, 21)]
-
-
-@dataclass
-class Found:
-    """What was measured, and what was asked and missed."""
-
-    lines: list[str] = field(default_factory=list)
-    missed: int = 0
-
-    def say(self, what: str, value: float, asked: float | None, better: Callable[[float, float], bool]) -> None:
-        ok = asked is None or better(value, asked)
-        self.missed += not ok
-        wanted = "" if asked is None else f"  asked {asked:g}{'' if ok else '  MISSED'}"
-        self.lines.append(f"{what:58s} {value:6.3f}{wanted}")
-
-    def at_least(self, what: str, value: float, asked: float | None = None) -> None:
-        self.say(what, value, asked, lambda a, b: a >= b)
-
-    def at_most(self, what: str, value: float, asked: float) -> None:
-        self.say(what, value, asked, lambda a, b: a <= b)
 
 
 def clock() -> float:

@@ -14,6 +14,7 @@ PAGES = {
     "laws": ("Laws", ":material/trending_down:"),
     "recommendation": ("Recommendation", ":material/task_alt:"),
     "forecasts": ("Forecasts", ":material/insights:"),
+    "costs": ("Runs & cost", ":material/receipt_long:"),
 }
 
 

@@ -18,18 +18,19 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
+from dashboard.records import Records, stamp
 from tunnel import sampler, tuned
 from tunnel.answers import forecasts as registered
 from tunnel.answers import ladder
 from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.run import Record
 from tunnel.study import Study
 from tunnel.sweeps import sweep
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError, SQLAlchemyError)
 KEPT = 512  # entries of each cache  *assumed*
+FOLDERS = 64  # whose records stay in memory: 30 MB at 10,000  *assumed*
 LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
 FIT = ("minima", "surface", "lr_drift", "laws", "chosen", "holdouts", "forecast", "curve")
 RECOMMENDATION = (
@@ -111,15 +112,6 @@ def newest(found: dict[str, Path]) -> str:
     return max(found, key=lambda name: max((tree_stamp(found[name] / "records") or (0, 0, 0))[2], 0))
 
 
-def stamp(path: Path) -> Stamp:
-    """A file's size and time of change; None where there is no file."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size, found.st_mtime_ns
-
-
 def tree_stamp(folder: Path) -> Stamp:
     """How many files a folder holds, their size, and their last change."""
     try:
@@ -145,29 +137,24 @@ def asked_at(root: str, at: tuple[Stamp, ...]) -> Study:
 @st.cache_data(max_entries=KEPT, show_spinner=False)
 def status_at(root: str, at: tuple[Any, ...]) -> dict[str, Any]:
     asked, keep = sweep.frozen(Path(root))
-    return sweep.status(asked, keep)
+    return sweep.status(asked, Seen(keep.root))
 
 
-@st.cache_data(max_entries=KEPT, show_spinner="Reading the records …")
-def readings_at(root: str, at: tuple[Stamp, ...]) -> tuple[pd.DataFrame, list[str]]:
-    """The readings, and the names of the records that cannot be read."""
-    keep = Store(root)
-    try:
-        return keep.readings(), []
-    except UNREADABLE:
-        rows, broken = [], []
-        for path in sorted(keep.path("records").glob("*.json")):
-            try:
-                rows.append(store.flat(Record.model_validate_json(path.read_text())))
-            except UNREADABLE:
-                broken.append(path.name)
-        whole = pd.DataFrame(rows, columns=store.READING)
-        return whole.sort_values(["started", "D"], ignore_index=True), broken
+@st.cache_resource(max_entries=FOLDERS, show_spinner=False)
+def records(root: str) -> Records:
+    return Records(Path(root))
+
+
+class Seen(Store):
+    """A folder whose readings are known already, for functions that ask for them."""
+
+    def readings(self) -> pd.DataFrame:
+        return records(str(self.root)).look()[0]
 
 
 @st.cache_data(max_entries=32, show_spinner="Joining the forecasts …")
 def forecasts_at(root: str, at: tuple[Stamp, ...]) -> dict[str, Any]:
-    return registered.every(Store(root))
+    return registered.every(Seen(root))
 
 
 @st.cache_data(max_entries=KEPT, show_spinner=False)
@@ -202,7 +189,7 @@ def opened(root: Path) -> Opened:
     except UNREADABLE as e:
         problems.append(f"study.toml: {said(e)}")
     measured = tree_stamp(root / "records")
-    readings, broken = readings_at(str(root), (measured, stamp(root / "shared.json")))
+    readings, broken = records(str(root)).look()
     problems += [f"records/{name} is not whole" for name in broken]
     resolved = part(root, "study.resolved.json", ("stages",), problems)
     ladders = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
@@ -254,6 +241,7 @@ def verdict_of(root: Path, problems: list[str]) -> dict[str, dict[str, Any]] | N
         mine = [v for own in (found or {}).values() for v in (own, *own["compared"].values())]
         lacking = {k for own in (found or {}).values() for k in VERDICT if k not in own}
         lacking |= {k for v in mine for over in v["over"].values() for k in OVER if k not in over}
+        lacking |= {"names of axes" for v in mine for axis in v["over"] if not axis.isidentifier()}
     except UNREADABLE:
         lacking = {"compared", "over"}
     if lacking:
@@ -272,12 +260,20 @@ def handed_on(asked: Study | None, resolved: dict[str, Any] | None) -> dict[str,
     return found
 
 
+def asks(root: Path) -> Stamp:
+    """When the asks last changed; on a server, which shows it in no file, when the sweep last wrote beside them."""
+    if not (root / "database.json").exists():
+        return stamp(root / "optuna.db")
+    beside = (stamp(root / name) for name in ("database.json", "progress.json", "readings.parquet"))
+    return max((s for s in beside if s), key=lambda s: s[1], default=None)
+
+
 def status(root: Path) -> dict[str, Any] | None:
     """What `tunnel status` prints; None where the folder cannot say."""
-    database = stamp(root / "optuna.db")
+    database = asks(root)
     if database is not None and not database[0]:
         return None  # being created: opening it would write its tables
-    names = ("study.toml", "study.resolved.json")
+    names = ("study.toml", "study.resolved.json", "attempts.jsonl")
     at = (database, tree_stamp(root / "records"), (root / "progress.json").exists(), *(stamp(root / n) for n in names))
     try:
         return status_at(str(root), at)
@@ -316,7 +312,7 @@ def of_stage(seen: Opened, stage: str) -> pd.DataFrame:
 
 def states(root: Path, stage: str) -> dict[str, str]:
     """The states of a stage's trials, by their runs' fingerprints; empty where the folder cannot say."""
-    database = stamp(root / "optuna.db")
+    database = asks(root)
     if database is None or not database[0]:
         return {}  # being created: opening it would write its tables
     try:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
@@ -16,6 +17,7 @@ from dashboard import load
 from dashboard.style import duration, nats, short
 
 EVERY = 2.0  # seconds between looks at a running sweep  *assumed*
+TAG = re.compile(r"<(?!br>|/?extra>)")  # but for our own
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~:])")
 
 
@@ -53,10 +55,20 @@ def opened() -> load.Opened:
 
 def figure(fig: go.Figure, key: str) -> None:
     """A figure and the sentence that says how to read it."""
-    st.plotly_chart(
-        fig, key=key, alt=fig.layout.meta["finding"], config={"displaylogo": False, "displayModeBar": "hover"}
-    )
-    st.caption(f"How to read this: {fig.layout.meta['read']}")
+    about, bar = fig.layout.meta, {"displaylogo": False, "displayModeBar": "hover"}
+    st.plotly_chart(as_text(fig.to_dict()), key=key, alt=about["finding"], config=bar)
+    st.caption(f"How to read this: {about['read']}")
+
+
+def as_text(value: Any) -> Any:
+    """A figure's values with names as they are: plotly takes what stands in angle brackets for markup."""
+    if isinstance(value, str):
+        return TAG.sub("&lt;", value)
+    if isinstance(value, dict):
+        return {k: as_text(v) for k, v in value.items()}
+    if isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [as_text(v) for v in value]
+    return value
 
 
 def cards(values: Sequence[tuple[str, str, str | None]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import textwrap
+from decimal import Decimal
 
 import plotly.graph_objects as go
 
@@ -61,8 +62,26 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60} min" if s < 2 * 86400 else f"{s / 86400:.1f} days"
 
 
-def money(cost: float, currency: str) -> str:
+def clock(seconds: float) -> tuple[str, float]:
+    """The unit that an axis up to so many seconds reads well in, and its seconds.
+
+    >>> clock(90), clock(200), clock(9000)
+    (('s', 1.0), ('min', 60.0), ('hours', 3600.0))
+    """
+    return ("hours", 3600.0) if seconds >= 7200 else ("min", 60.0) if seconds >= 120 else ("s", 1.0)
+
+
+def money(cost: float | Decimal, currency: str) -> str:
     return f"{cost:,.2f} {currency}" if cost >= 0.1 or not cost else f"{cost:.2g} {currency}"
+
+
+def share(of: float) -> str:
+    """A part of something, or a multiple.
+
+    >>> share(0.0312), share(4.722), share(13_000)
+    ('3.1%', '4.7 times', '13,000 times')
+    """
+    return f"{100 * of:.2g}%" if of < 1 else f"{of:,.{1 if of < 10 else 0}f} times"
 
 
 def framed(fig: go.Figure, finding: str, read: str, height: int = 460, head: int = 0) -> go.Figure:

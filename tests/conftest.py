@@ -73,6 +73,12 @@ rungs = { tokens = ["50k", "100k"] }
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's report says which fault it causes (tests/faults.py counts them)."""
+    for item in items:
+        item.user_properties += [("fault", mark.args[0]) for mark in item.iter_markers("fault")]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """TUNNEL_CACHE for everything that the tests start."""

@@ -11,15 +11,14 @@ class Count:
     """Which faults were tried, and by how many tests; a fault is survived where all its tests pass."""
 
     def __init__(self) -> None:
-        self.fault_of: dict[str, int] = {}
         self.tests: dict[int, list[bool]] = {}
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        self.fault_of = {i.nodeid: m.args[0] for i in items if (m := i.get_closest_marker("fault"))}
-
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.nodeid in self.fault_of and (report.when == "call" or report.failed):
-            self.tests.setdefault(self.fault_of[report.nodeid], []).append(report.passed)
+        if report.skipped or (report.when != "call" and report.passed):
+            return
+        for name, fault in report.user_properties:  # conftest.py notes it: the test may run in another process
+            if name == "fault" and isinstance(fault, int):
+                self.tests.setdefault(fault, []).append(report.passed)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for fault, passed in sorted(self.tests.items()):
@@ -29,4 +28,4 @@ class Count:
 
 
 if __name__ == "__main__":
-    sys.exit(pytest.main(["-q", "-m", "fault", *sys.argv[1:]], plugins=[Count()]))
+    sys.exit(pytest.main(["-q", "-m", "fault", "-n", "2", "--dist", "worksteal", *sys.argv[1:]], plugins=[Count()]))

@@ -27,6 +27,8 @@ COMMANDS = [
     "export",
     "train",
     "check",
+    "promote",
+    "rollback",
     "run",
     "schema",
     "dashboard",

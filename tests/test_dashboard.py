@@ -12,8 +12,10 @@ import sys
 import time
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +25,15 @@ pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 
-from dashboard import judge, launch, load, show
+from dashboard import judge, launch, ledger, load, show
 from dashboard.app import PAGES
-from dashboard.app_pages import curves
-from tunnel.answers import forecasts, recommend
+from dashboard.app_pages import costs, curves
+from tunnel import sampler, table
+from tunnel.answers import champions, forecasts, recommend
 from tunnel.errors import UserError
-from tunnel.folder import store
+from tunnel.folder import audit, chain, store
+from tunnel.sweeps import attempts, sweep
 from tunnel.sweeps import launch as full_size
-from tunnel.sweeps import sweep
 from tunnel.verdicts import verdict
 
 HERE = Path(__file__).parent.parent
@@ -136,6 +139,7 @@ FINISHED = {
     "laws": 2,
     "recommendation": 0,
     "forecasts": 2,
+    "costs": 2,
 }  # figures
 
 
@@ -177,6 +181,7 @@ def test_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.fault(20)
 def test_a_folder_that_is_half_there(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
     for name in ("recommendation.json", "fits/ladder.json", "check.json"):
         text = (copied / name).read_text()
@@ -197,12 +202,18 @@ def test_values_of_the_wrong_kind_are_problems_not_crashes(copied: Path, monkeyp
     store.write_json(copied / "recommendation.json", ["not", "an", "object"])
     store.write_json(copied / "fits" / "ladder.json", {"minima": []})
     store.write_json(copied / "progress.json", 3)
+    span = '{"session": "s", "stage": "ladder", "trial": 1, "state": "complete", "seconds": 1}\n'
+    wrong = ("1}", "Infinity}"), ("1,", "[],"), ('"complete"', "3"), ('"s"', '"s", "when": 4'), ('"complete"', '"new"')
+    (copied / "attempts.jsonl").write_text("[]\n3\n" + "".join(span.replace(*w) for w in wrong))
+    chain.append(copied / "audit.jsonl", {"about": 3, "when": [], "what": {}})
+    (copied.parent / "champion.jsonl").write_text("{}\n")
     store.write_json(copied / "verdict.json", {"lr": {"verdict": "transfers"}})
     (copied / "study.resolved.json").write_text("[]")
     for page in PAGES:
         assert not look(monkeypatch, copied, page).exception
 
 
+@pytest.mark.fault(20)
 def test_a_folder_that_is_deleted_while_it_is_looked_at(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app = look(monkeypatch, copied.parent)
     shutil.rmtree(copied)
@@ -272,6 +283,7 @@ def test_the_study_lives_in_the_address(finished: Path, copied: Path, monkeypatc
     assert "no study nothing" in gone.warning[0].value
 
 
+@pytest.mark.fault(18)
 @pytest.mark.parametrize("name", ["a*b*_c_[x](http://y)", "<script>", ":material/delete: $x$", "# head", "`code`"])
 def test_names_are_shown_as_they_are(name: str) -> None:
     assert show.plain(name).replace("\\", "") == name
@@ -346,9 +358,116 @@ def test_trunks_of_one_trial_are_one_tree() -> None:
     assert list(curves.rooted(rows.iloc[::-1])) == ["c", "b", "b", "b"]
 
 
+# runs & cost
+
+
+def test_the_ledger_adds_up_to_what_status_says(finished: Path) -> None:
+    book, status = ledger.read(load.opened(finished)), sweep.status(*sweep.frozen(finished))
+    assert {s: int(n) for s, n in book.trials.state.value_counts().items()} == {"complete": status["trials"]["planned"]}
+    assert book.held.seconds.sum() == pytest.approx(status["seconds"])
+    assert float(sum(book.held.cost)) == pytest.approx(float(status["cost"]), abs=1e-5)
+    idle = status["held"]["idle"]["seconds"]
+    assert book.trials.device_seconds.sum() + idle == pytest.approx(status["seconds"])
+    assert book.trials.flops.sum() == pytest.approx(status["flops"])
+    assert book.trials.tokens.sum() == status["tokens"]["trained"]
+    assert book.trials.readings.sum() == status["readings"]
+    assert (book.trials.attempts == 1).all()
+
+
+def test_all_attempts_at_a_trial_are_paid_on_its_row(copied: Path) -> None:
+    before = ledger.read(load.opened(copied)).trials.set_index(["stage", "trial"])
+    lost = [attempts.Span("x", "ladder", 3, state, s) for state, s in (("failed", 36_000.0), ("interrupted", 18_000.0))]
+    attempts.append(store.Store(copied), [*lost, attempts.Span("x", "ladder", None, "idle", 54_000.0, workers=2)])
+    book = ledger.read(load.opened(copied))
+    after = book.trials.set_index(["stage", "trial"])
+    assert after.attempts["ladder", 3] == 3
+    assert after.device_seconds["ladder", 3] == pytest.approx(before.device_seconds["ladder", 3] + 54_000)
+    hour = sweep.frozen(copied)[0].price.per_hour
+    assert after.cost["ladder", 3] == pytest.approx(before.cost["ladder", 3] + 15 * float(hour), abs=1e-5)
+    others = after.index != ("ladder", 3)
+    assert (after.device_seconds[others] == before.device_seconds[others]).all()
+    session = ledger.sessions(book.attempts).set_index("session").loc["x"]
+    assert (session.attempts, session.lost, session.workers, session.busy) == (2, 2, 2, pytest.approx(0.5))
+
+
+def test_what_a_trial_shares_is_counted_where_it_was_measured(finished: Path) -> None:
+    asked, keep = sweep.frozen(finished)
+    [first, *_] = sampler.states(finished, "ladder")
+    again = [first, first | {"number": 99, "state": "running"}]
+    rows = ledger.trials(asked, {"ladder": again}, keep.readings(), []).set_index("trial")
+    assert rows.readings[0] == rows.readings[99] > 0
+    assert rows.tokens[0] > rows.tokens[99] == 0
+    assert rows.attempts.isna().all()
+    assert rows.device_seconds[0] == rows.training_seconds[0] > rows.device_seconds[99] == 0
+
+
+def test_a_table_is_filtered_and_its_address_kept(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = next(p for p in (copied / "records").glob("*.json") if store.read_json(p)["stage"] == "ladder")
+    store.write_json(path, store.read_json(path) | {"host": "<b>gpu</b>"})
+    app = look(monkeypatch, copied, "costs", stage="ladder")
+    assert set(app.dataframe[0].value.stage) == {"ladder"}
+    app.multiselect(key="host").select("<b>gpu</b>").run()
+    assert len(app.dataframe[0].value) == 1  # the trial that ran there too
+    app = look(monkeypatch, copied, "costs", row=costs.MODELS, host="<b>gpu</b>", stage="nothing", state="pruned")
+    assert list(app.dataframe[0].value.fingerprint) == [path.stem]
+    assert not app.multiselect(key="stage").value
+
+
+@pytest.mark.parametrize(("form", "packed"), [("csv", ledger.csv), ("parquet", ledger.parquet)])
+def test_a_download_is_a_runs_table(
+    finished: Path, tmp_path: Path, form: str, packed: Callable[[pd.DataFrame], bytes]
+) -> None:
+    readings = load.opened(finished).complete
+    file = tmp_path / f"readings.{form}"
+    file.write_bytes(packed(readings))
+    again = table.read(file)
+    assert again.loss.tolist() == readings.loss.tolist()
+    assert again.N.tolist() == readings.N.tolist()
+
+
+def test_no_cell_is_run_by_a_spreadsheet() -> None:
+    rows = pd.DataFrame({"host": ["=HYPERLINK(1)", "@x", "-1+1", "vm", None], "loss": [-1.0, 2, 3, 4, 5]})
+    assert ledger.csv(rows).decode().splitlines()[1:] == [
+        "'=HYPERLINK(1),-1.0",
+        "'@x,2.0",
+        "'-1+1,3.0",
+        "vm,4.0",
+        ",5.0",
+    ]
+
+
+def test_the_page_says_whether_the_chain_is_whole(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copied / "audit.jsonl").unlink(missing_ok=True)
+    audit.note(copied, "launched", address="a*b*")
+    audit.note(copied, "promoted", champions="<i>x</i>")
+    app = look(monkeypatch, copied, "costs")
+    assert "The chain is whole" in app.success[0].value
+    deeds = next(d.value for d in app.dataframe if "did" in d.value)
+    assert list(deeds.did) == ["promoted", "launched"]
+    text = (copied / "audit.jsonl").read_text()
+    (copied / "audit.jsonl").write_text(text.replace('"promoted"', '"exported"'))
+    app = look(monkeypatch, copied, "costs")
+    assert "broken at line 2 of audit" in app.error[0].value
+    assert not app.success
+
+
+def test_the_champion_is_told_from_those_before(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ledger.champion_file(copied)
+    told = {k: None for k in champions.TOLD} | {"what": "promoted", "target": "big", "folder": str(copied)}
+    champions.write(file, told | {"number": 1}, None)
+    champions.write(file, told | {"number": 2, "over": 1}, chain.tip(champions.history(file)))
+    champions.rollback(file)
+    found = ledger.deeds(copied)
+    assert [p["number"] for p in found.promotions] == [1, 2]
+    assert found.champion == 1
+    rows = next(d.value for d in look(monkeypatch, copied, "costs").dataframe if "promotion" in d.value)
+    assert list(rows.iloc[:, 0]) == ["", "champion"]
+
+
 # reading
 
 
+@pytest.mark.fault(20)
 def test_looking_changes_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in copied.rglob("*") if p.is_file()}
     for page in PAGES:
@@ -366,6 +485,7 @@ def test_a_new_record_is_seen_and_an_old_one_is_cached(copied: Path) -> None:
     assert {one.stem, two.stem} <= set(load.opened(copied).readings.fingerprint)
 
 
+@pytest.mark.fault(19)
 def test_a_bundle_is_packed_without_what_its_links_point_to(copied: Path) -> None:
     (copied / "export" / "hf" / "secret").symlink_to("/etc/passwd")
     folder, size = load.bundle(copied) or (Path(), 0)
@@ -420,15 +540,13 @@ def test_the_launcher_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None
 # a real server
 
 
-@pytest.fixture(scope="module")
-def served(finished: Path) -> Iterator[str]:
-    """The finished study's folder on loopback, as `tunnel dashboard` serves it."""
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """A folder on loopback, as `tunnel dashboard` serves it."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    server = subprocess.Popen(
-        launch.command(finished.parent, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    server = subprocess.Popen(launch.command(folder, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(150):
             try:
@@ -440,6 +558,12 @@ def served(finished: Path) -> Iterator[str]:
     finally:
         server.terminate()
         server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def served(finished: Path) -> Iterator[str]:
+    with serving(finished.parent) as address:
+        yield address
 
 
 @pytest.mark.parametrize(
@@ -468,23 +592,43 @@ def test_only_our_own_pages_get_data(served: str, host: str, origin: str, answer
     assert ("101" in status) == answered, status
 
 
-def test_a_real_browser_opens_every_page(served: str, tmp_path: Path) -> None:
+@contextmanager
+def browsing() -> Iterator[Any]:
+    """A page of a real browser, 1280 pixels wide; what its scripts throw fails the test."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not installed")
+    errors: list[str] = []
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
         view = browser.new_page(viewport={"width": 1280, "height": 1000})
-        errors: list[str] = []
         view.on("pageerror", lambda e: errors.append(str(e)))
+        yield view
+        browser.close()
+    assert not errors
+
+
+def test_a_real_browser_opens_every_page(served: str) -> None:
+    with browsing() as view:
         for page, (title, _) in reversed(PAGES.items()):  # the first visit is a deep link
             view.goto(f"{served}/{'' if page == 'overview' else page}?study=calibration")
-            view.get_by_role("heading", name=title, exact=True).wait_for(timeout=30_000)
+            view.get_by_role("heading", name=title, exact=True).wait_for(timeout=60_000)
             plots = view.locator(".js-plotly-plot .main-svg")
             if FINISHED[page]:
-                plots.first.wait_for(timeout=30_000)
+                plots.first.wait_for(timeout=60_000)
             assert "study=calibration" in view.url
             assert view.locator("[data-testid=stException]").count() == 0
             assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-        browser.close()
-    assert not errors
+
+
+def test_a_real_browser_takes_a_filtered_table_away(served: str, finished: Path, tmp_path: Path) -> None:
+    with browsing() as view:
+        view.goto(f"{served}/costs?study=calibration&row=finished+model&stage=ladder")
+        with view.expect_download(timeout=60_000) as download:
+            view.get_by_role("button", name="These rows as CSV").click(timeout=60_000)
+        assert download.value.suggested_filename == "calibration-finished-models.csv"
+        download.value.save_as(tmp_path / "taken.csv")
+        assert "stage=ladder" in view.url
+    taken = pd.read_csv(tmp_path / "taken.csv")
+    readings = load.opened(finished).readings
+    assert list(taken.fingerprint) == list(readings.fingerprint[readings.stage == "ladder"])

@@ -179,6 +179,7 @@ def test_what_changes_the_tokens_changes_the_hash(documents: Data, changed: dict
     assert data.corpus_hash(documents.model_copy(update=changed)) != data.corpus_hash(documents)
 
 
+@pytest.mark.fault(21)
 def test_one_byte_changes_the_hash(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
     asked = files(tmp_path / "*.txt")

@@ -105,7 +105,8 @@ from tunnel.run import Record
 from tunnel.folder.store import Store
 
 folder, what, old, new = sys.argv[1:]
-keep, events = Store(folder), {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "shutil.rmtree"}
+keep, events = Store(folder), {"open", "shutil.rmtree"}
+events |= {f"os.{name}" for name in ("rename", "link", "mkdir", "remove", "rmdir", "chmod")}
 rows = lambda text: [(i, float(len(text)), 1.0, 0.5) for i in range(1, 40)]
 write = {
     "state": lambda text: keep.save_state("t", 128, {"w": np.full(999, len(text))}, {"tokens": 128, "text": text}),
@@ -179,8 +180,8 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, what: str)
 
     texts = ["first", "the second"]
     if what in ("record", "readings"):
-        run = run_spec(trunk_spec(), 8, 2)
-        texts = [record(run, stage=stage).model_dump_json() for stage in ("first", "second")]
+        stages = {"first": 8, "second": 12}  # a record is written once: the second is another run's
+        texts = [record(run_spec(trunk_spec(), at, 2), stage=name).model_dump_json() for name, at in stages.items()]
     process = subprocess.Popen(
         [sys.executable, "-c", KILL, str(tmp_path), what, *texts],
         stdin=subprocess.PIPE,
@@ -218,7 +219,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new(tmp_path: Path, what: str)
         process.kill()
         process.wait()
     assert killed > 3  # the kills were real, and some of them in the middle
-    assert left
+    assert left or what == "chain"  # whose lines are added in place: tests/test_audit.py cuts one anywhere
 
 
 def discard_all(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import math
+from decimal import Decimal
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 pytest.importorskip("plotly")
 
 from dashboard import (
+    cost_figures,
     curve_figures,
     figures,
     forecast_figures,
@@ -194,6 +196,23 @@ def forecasts(measured: bool = True) -> list[dict]:
     return found
 
 
+def held(*states: str) -> pd.DataFrame:
+    """What two stages' devices were held for: an hour a state, and two of what is complete."""
+    rows = [
+        {"stage": stage, "state": s, "spans": 1, "seconds": hours * 1800.0, "cost": Decimal(hours)}
+        for s in states
+        for stage in ("calibrate", "<b>")
+        for hours in ([2] if s == "complete" else [1])
+    ]
+    return pd.DataFrame(rows)
+
+
+def spans(*states: str) -> pd.DataFrame:
+    whens = pd.date_range("2026-11-22", periods=len(states), freq="h", tz="UTC").map(lambda t: t.isoformat())
+    rows = [{"stage": "<b>", "trial": i, "state": s, "seconds": 60.0 * i} for i, s in enumerate(states)]
+    return pd.DataFrame(rows).assign(when=whens)
+
+
 def grown(lr: float, stopped: bool = False) -> Grown:
     rows = several_decays().assign(lr=lr, run=str(lr))
     return Grown(rows.head(1) if stopped else rows, curve(0, 160_000), FORKS, stopped)
@@ -238,6 +257,10 @@ FIGURES = {
     "forecasts, by distance": lambda: forecast_figures.by_distance(forecasts()),
     "forecasts, none measured": lambda: forecast_figures.by_distance(forecasts(measured=False)),
     "three lrs": lambda: forecast_figures.contrast(forecasts()[:3]),
+    "held": lambda: cost_figures.held(held(*cost_figures.STATES), "USD"),
+    "held, earlier": lambda: cost_figures.held(held("earlier"), "USD"),
+    "attempts": lambda: cost_figures.attempts(spans("complete", "failed", "complete", "new"), 2),
+    "attempts, one": lambda: cost_figures.attempts(spans("complete"), 1),
     "three lrs, waiting": lambda: forecast_figures.contrast(forecasts(measured=False)[:3]),
 }
 EVIDENCE = {"lr": {"value": 0.01, "low": 0.008, "high": 0.012, "source": "valley's fitted minimum", "caution": ""}}
@@ -488,6 +511,24 @@ def test_a_figure_holds_what_may_be_compared(stage: dict, changed: dict, names: 
     found = groups.of(rows.assign(**changed), asked)
     assert list(found) == names
     assert sum(len(r) for r in found.values()) == 2
+
+
+# money
+
+
+def test_the_title_says_where_the_money_went() -> None:
+    said = cost_figures.held_finding(held("complete", "idle", "failed"), "USD")
+    assert said == "50.0% of 4 h 0 min of one device (8.00 USD) went into trials; 25.0% idle, 25.0% failed"
+    fig = cost_figures.held(held("complete", "idle", "failed"), "USD")
+    assert fig.layout.annotations[0].text == "50.0% · 2 h 0 min · 4.00 USD"
+    assert sum(sum(bar.x) for bar in fig.data) == pytest.approx(4.0)  # hours
+    assert "not kept" in cost_figures.held_finding(held("earlier"), "USD")
+
+
+def test_attempts_that_were_lost_are_counted() -> None:
+    said = cost_figures.attempts_finding(spans("complete", "failed", "complete", "interrupted"), 3)
+    assert said == "4 attempts at 3 trials: 1 failed, 1 interrupted; the longest took 3 min of a device"
+    assert "none failed" in cost_figures.attempts_finding(spans("complete"), 1)
 
 
 # forecasts

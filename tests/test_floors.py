@@ -20,11 +20,19 @@ FLOORS = {
     for module in row[2].split()
 }
 HOMES = {  # a heavy library: who may import it
-    "torch": {"families", "training/train", "training/pack", "verdicts/coordinates", "sweeps/on_ray", "export"},
+    "torch": {
+        "families",
+        "training/train",
+        "training/pack",
+        "training/parallel",
+        "verdicts/coordinates",
+        "sweeps/on_ray",
+        "export",
+    },
     "transformers": {"families", "training/data", "export"},
     "datasets": {"training/data"},
-    "optuna": {"sampler", "pareto"},
-    "ray": {"sweeps/on_ray"},
+    "optuna": {"folder/asks", "folder/database", "sampler", "mirror", "proposals", "pareto"},
+    "ray": {"sweeps/cluster", "sweeps/on_ray", "sweeps/on_train", "sweeps/submit"},
     "scipy": {"quantiles"},
     "streamlit": {"dashboard"},
     "plotly": {"dashboard"},

@@ -17,6 +17,7 @@ from test_store import record
 from test_sweep import killed
 
 from tunnel import sampler
+from tunnel.folder import database
 from tunnel.run import Record, Trial
 from tunnel.sweeps import sweep
 from tunnel.valleys.halving import Halving, losses
@@ -164,4 +165,4 @@ def test_a_stopped_trial_is_not_begun_again_when_a_rung_is_added(
     retried = [t for t in sampler.states(keep.root, "calibrate") if t["retry_of"] is not None]
     assert {t["state"] for t in retried} <= {"complete", "pruned"}
     assert len(retried) == 9 - before["pruned"] - before["diverged"]
-    assert optuna.load_study(study_name="calibrate", storage=sampler.storage(keep.root)).best_value > 0
+    assert optuna.load_study(study_name="calibrate", storage=database.storage(keep.root)).best_value > 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,9 @@ class Listed:
 
     def left(self) -> int:
         return len(self.trials)
+
+    def handed(self, numbers: Sequence[int]) -> None:
+        assert numbers
 
 
 @pytest.mark.parametrize(

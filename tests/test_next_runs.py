@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tomlkit
 
-from tunnel import plan, study
+from tunnel import families, plan, study
 from tunnel.answers import additions, narrowing, next_runs
 from tunnel.answers.narrowing import Reading
 from tunnel.errors import UserError
@@ -106,7 +106,7 @@ def test_the_neighbours_of_a_ladder(text: str, key: str, expected: list[str]) ->
 def test_rungs_per_parameter_end_at_the_target_s_own() -> None:
     asked = asked_by(PER_PARAM)
     n = plan.target_trial(asked, asked.target[0], plan.values_of(asked, asked.stage[-1], {}))
-    longest = asked.target[0].tokens / plan.families.load("synthetic").count(n.trunk.shape, n.trunk.body)
+    longest = asked.target[0].tokens / families.load("synthetic").count(n.trunk.shape, n.trunk.body)
     assert longest < 5  # so nothing longer is asked for
     assert proposed(PER_PARAM).get("rungs", []) == []
 
@@ -257,7 +257,7 @@ def test_the_proposed_come_in_order_and_their_price_is_the_study_s(folder: tuple
         assert row["before"]["half_percent"] == pytest.approx(half)
         half = row["after"]["half_percent"]
         assert row["gain_percent"] > 0.9 * next_runs.LEAST * row["before"]["half_percent"]
-        assert row["seconds"] == row["flops"] / (asked.price.flops_per_second * asked.price.mfu)
+        assert row["seconds"] == row["flops"] / asked.price.pace(asked.train.precision)
     assert found["lines"]
 
 

@@ -214,6 +214,7 @@ def test_what_names_no_run_or_several(measured: tuple[Store, Record], asked: Stu
             rerun.rerun(asked, keep, name)
 
 
+@pytest.mark.fault(21)
 def test_a_changed_corpus_is_refused(
     measured: tuple[Store, Record], asked: Study, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

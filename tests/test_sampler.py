@@ -168,12 +168,11 @@ def test_what_failed_for_good_is_asked_again_as_it_was_by_the_next_sweep_only(tm
 @pytest.mark.parametrize("measured", ["all", "some", "none", "diverged"])
 def test_what_a_dead_driver_left_running_is_settled_from_records(tmp_path: Path, measured: str) -> None:
     dead = asker(tmp_path, search(trials=3))
-    done, left = dead.ask(), dead.ask()
+    done, left = dead.ask(), dead.ask(planned)
     assert done is not None
     assert left is not None
     dead.tell(done.number, "complete", 2.0)
     trial = planned(left.params, left.seed)
-    dead.planned_as(left.number, trial)
     losses = {"all": (3.0, 2.5), "some": (3.0,), "none": (), "diverged": (None, None)}[measured]
     records: dict[str, Record] = {r.fingerprint: record(r, x) for r, x in zip(trial.runs, losses, strict=False)}
     records |= {r.fingerprint: record(r, 2.0) for r in planned(done.params, done.seed).runs}
@@ -194,11 +193,14 @@ def test_what_a_dead_driver_left_running_is_settled_from_records(tmp_path: Path,
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("owner", "name"), [("Study", "enqueue_trial"), ("Study", "ask"), ("Trial", "set_user_attr")])
-def test_a_driver_killed_while_it_asks_loses_no_candidate(tmp_path: Path, owner: str, name: str, when: str) -> None:
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(optuna.Study, "enqueue_trial"), (optuna.Study, "ask"), (optuna.storages.RDBStorage, "create_new_trial")],
+)
+def test_a_driver_killed_while_it_asks_loses_no_candidate(tmp_path: Path, owner: type, name: str, when: str) -> None:
     child = os.fork()
     if child == 0:
-        point = getattr(getattr(optuna, owner), name)
+        point = getattr(owner, name)
 
         def die(*args: Any, **kwargs: Any) -> None:
             if when == "after":
@@ -206,7 +208,7 @@ def test_a_driver_killed_while_it_asks_loses_no_candidate(tmp_path: Path, owner:
             os.kill(os.getpid(), signal.SIGKILL)
 
         dying = asker(tmp_path, ladder(), LISTED)
-        setattr(getattr(optuna, owner), name, die)
+        setattr(owner, name, die)
         dying.ask()
         os._exit(1)  # it was to be killed
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -223,11 +225,10 @@ def test_states_before_and_after(tmp_path: Path) -> None:
     assert states(tmp_path, "s") == []
     a = asker(tmp_path, search(trials=2))
     assert states(tmp_path, "other") == []
-    one, two = a.ask(), a.ask()
+    one, two = a.ask(planned), a.ask()
     assert one is not None
     assert two is not None
     trial = planned(one.params, one.seed)
-    a.planned_as(one.number, trial)
     a.tell(one.number, "diverged")
     first, second = states(tmp_path, "s")
     assert first["runs"] == [r.fingerprint for r in trial.runs]

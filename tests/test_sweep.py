@@ -124,32 +124,6 @@ def test_run_on_ray_then_all_is_used_again(tmp_path: Path, corpus: Path) -> None
     assert recommend.recommend(*by_file) == recommend.recommend(*by_folder) == found["recommendation"]
 
 
-@pytest.mark.slow
-@pytest.mark.fault(2)
-def test_killed_driver_goes_on_with_exactly_the_planned_trials(tmp_path: Path, corpus: Path) -> None:
-    study, folder = written(tmp_path, corpus), tmp_path / "runs/tiny"
-    driver = subprocess.Popen(
-        [*TUNNEL, "sweep", str(study)], cwd=tmp_path, stdout=subprocess.DEVNULL, start_new_session=True
-    )
-    wait_for(lambda: len(records(folder)) >= 3, driver)
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
-    before = records(folder)
-    again = tunnel("sweep", study, "--json", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    trials = json.loads(again.stdout)["trials"]
-    assert trials == {"planned": 15, "complete": 15, "pruned": 0, "diverged": 0, "failed": 0, "running": 0}
-    assert {n: t for n, t in records(folder).items() if n in before} == before
-    assert_once(folder)
-
-
-def assert_once(folder: Path, *stages: str) -> None:
-    """No two finished trials stem from one ask."""
-    for stage in stages or ("calibrate", "ladder"):
-        done = [(*sorted(t["params"].items()), t["seed"]) for t in states(folder, stage) if t["state"] == "complete"]
-        assert len(done) == len(set(done))
-
-
 def test_an_address_where_nothing_listens_is_one_line(tmp_path: Path, corpus: Path) -> None:
     out = tunnel("sweep", written(tmp_path, corpus), "--address", "127.0.0.1:9", cwd=tmp_path)
     assert out.returncode == 2, out.stderr
@@ -301,7 +275,7 @@ def wait_for(condition: object, driver: subprocess.Popen[str] | subprocess.Popen
         time.sleep(0.05)
 
 
-# the driver killed, twenty times
+# a driver killed at random: tests/test_halving.py; more of it in tests/test_kills.py
 
 
 def killed(study: Path, out: Path, rng: random.Random) -> bool:
@@ -334,29 +308,6 @@ SWEPT = (
     ("[stage.budget]", '[stage.sampler]\n  name = "sobol"\n  [stage.budget]'),  # asks the same after a restart
     ("fan = [0.5, 1, 2]", "fan = [0.2, 0.3, 0.45]"),  # too low: it widens
 )
-
-
-@pytest.mark.slow
-@pytest.mark.fault(2)
-def test_a_driver_killed_twenty_times_ends_with_exactly_the_planned_trials(
-    study_file: Callable[..., Path], tmp_path: Path
-) -> None:
-    study = study_file(*SWEPT)
-    asked, keep = sweep.opened(study, tmp_path / "whole")
-    whole = sweep.sweep(asked, keep)
-    out, rng, kills, late = tmp_path / "killed", random.Random(0), 0, 0
-    while kills < 20:
-        assert killed(study, out, rng), "done before it was killed twenty times"
-        kills += 1
-        late += sum(t["state"] == "complete" for t in states(out, "calibrate")) >= 10
-    assert late >= 5
-    asked, keep = sweep.opened(study, out)
-    found = sweep.sweep(asked, keep)
-    assert found["trials"] == whole["trials"]
-    assert found["trials"]["complete"] == found["trials"]["planned"] > 32 + 6
-    assert found["readings"] == whole["readings"]
-    assert_once(out)
-    assert results(out) == results(tmp_path / "whole")
 
 
 # fans, rungs and records that are missing, on the calibration body
@@ -521,6 +472,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Filled:
     return study, full.stderr, before, sweep.sweep(*sweep.opened(study, folder / "runs/tiny"))
 
 
+@pytest.mark.fault(5)
 def test_full_disk_stops_with_a_message_and_loses_nothing(filled: Filled) -> None:
     study, said, before, found = filled
     assert "no space" in said

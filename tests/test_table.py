@@ -62,6 +62,7 @@ BAD = {
 }
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("case", BAD)
 def test_bad_table_is_refused_in_one_line(tmp_path, case):
     text, message = BAD[case]
@@ -96,6 +97,7 @@ def test_file_that_cannot_be_read(tmp_path, name):
         table.read(tmp_path / name)
 
 
+@pytest.mark.fault(17)
 def test_file_over_a_gigabyte_is_not_opened(tmp_path):
     path = tmp_path / "big.csv"
     with open(path, "wb") as file:
@@ -125,6 +127,7 @@ def test_renaming_says_which_of_two_columns_is_meant(tmp_path):
     assert frame["C"].tolist() == [6e14, 5e15]  # 6ND where there is none
 
 
+@pytest.mark.fault(17)
 def test_integers_whose_product_overflows_int64(tmp_path):
     path = tmp_path / "large.csv"
     path.write_text("N,D,loss\n70000000000,1400000000000,1.9\n" + "9" * 30 + ",1,2\n")

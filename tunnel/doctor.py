@@ -11,6 +11,7 @@ from typing import Any
 
 from tunnel.errors import UserError
 from tunnel.study import Data
+from tunnel.sweeps import tokens
 from tunnel.training import data
 
 NEEDED = ("torch", "transformers", "optuna", "ray", "scipy", "pandas", "pyarrow", "safetensors")
@@ -23,18 +24,35 @@ def examine() -> dict[str, Any]:
     checks = [line("python", platform.python_version(), platform.python_version_tuple() >= ("3", "11"))]
     for name in (*NEEDED, *OPTIONAL):
         found = installed(name)
-        checks.append(line(name, found or "missing", bool(found) or name in OPTIONAL))
+        checks.append(line(name, found or "missing", bool(found), name in NEEDED))
     checks.append(line("cores", str(os.cpu_count()), (os.cpu_count() or 1) >= 2))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     checks.append(line("memory", f"{memory / 1e9:.1f} GB", memory >= LEAST_MEMORY))
     free = shutil.disk_usage(Path.cwd()).free
     checks.append(line("free disk here", f"{free / 1e9:.1f} GB", free >= LEAST_DISK))
-    checks.append(corpus())
-    return {"checks": checks, "ok": all(c["ok"] for c in checks)}
+    checks += [corpus(), *guarded()]
+    return {"checks": checks, "ok": all(c["ok"] or not c["needed"] for c in checks)}
 
 
-def line(check: str, found: str, ok: bool) -> dict[str, Any]:
-    return {"check": check, "found": found, "ok": ok}
+def line(check: str, found: str, ok: bool, needed: bool = True) -> dict[str, Any]:
+    return {"check": check, "found": found, "ok": ok, "needed": needed}
+
+
+def guarded() -> list[dict[str, Any]]:
+    """Whether the tokens of Ray clusters, this machine's own and the one to be joined, are kept from others."""
+    found = []
+    asked = {
+        "token of local clusters": tokens.known,
+        "token of other clusters": lambda: tokens.of_cluster(os.environ),  # needed for --address alone
+    }
+    for name, token in asked.items():
+        needed = token is tokens.known
+        try:
+            path = token()
+            found.append(line(name, f"{path}, its owner's alone" if path else "none", True, needed))
+        except UserError as e:
+            found.append(line(name, str(e), False, needed))
+    return found
 
 
 def installed(name: str) -> str | None:

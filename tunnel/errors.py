@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 BAD_INPUT = 2  # exit code of a user's mistake
 RESUMABLE = 75  # exit code of a stop that the same command continues (EX_TEMPFAIL)
+MOST_CHOICES = 60  # that the line names: a table may have thousands of columns
 LONGEST_VALUE = 80  # characters of a refused value that the line shows
 
 
@@ -33,8 +34,9 @@ class UserError(Exception):
         if self.value is not None:
             text += f"; got {shorten(self.value)}"
         if self.choices:
-            text += f"; choices: {', '.join(self.choices)}"
-        return " ".join(text.split())
+            more = len(self.choices) - MOST_CHOICES
+            text += f"; choices: {', '.join(self.choices[:MOST_CHOICES])}" + (f" and {more} more" if more > 0 else "")
+        return shown(" ".join(text.split()))
 
 
 @contextmanager
@@ -50,6 +52,11 @@ def about(file: object) -> Iterator[None]:
 
 class Stopped(Exception):
     """The work was interrupted and lost nothing: the same command goes on."""
+
+
+def shown(text: str) -> str:
+    """Text that came from elsewhere, as a terminal may show it: what is not printable is escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shorten(value: object) -> str:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tunnel.schedule import HALF_LIFE, multiplier
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,255}$")]  # what is shown, and looked for
 
 
 class Value(BaseModel):
@@ -113,8 +115,8 @@ class Settings(Value):
 
 
 class TrunkSpec(Value):
-    family: str
-    rules: str
+    family: Name
+    rules: Name
     shape: Shape
     body: Body
     settings: Settings
@@ -211,7 +213,7 @@ class Record(Value):
 
     fingerprint_of: str
     run: RunSpec
-    stage: str
+    stage: Name
     trial: int
     status: Literal["complete", "diverged"]
     N: int
@@ -227,7 +229,9 @@ class Record(Value):
     final: dict[str, str] = {}  # what the finished model was: digests of weights, moments, RNG; see `forks.digests`
     stability: Stability | None = None
     packed: int = 0  # trials that shared its steps (`tunnel.training.pack`); 0: the reference loop's
+    halved_at: int | None = None  # tokens from which half of the micro-batch went through at a time, for want of memory
     started: str  # UTC, ISO 8601
     seconds: float
     host: str
     versions: dict[str, str] = {}
+    environment: str | None = Field(None, pattern="^[0-9a-f]{16}$")  # of environments/<hash>.json

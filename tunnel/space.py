@@ -78,6 +78,8 @@ def amount(value: object) -> object:
             return float(match[1]) * UNITS.get(match[2], 1)
         except ValueError as e:
             raise ValueError('must be a number, or one with a unit such as "500k", "90M", "1.1T"') from e
+    if isinstance(value, bool):  # Python's true is 1
+        raise ValueError("must be a number")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -12,6 +13,7 @@ from dashboard.curve_figures import Grown
 from dashboard.figures import names_of, shape_name
 from dashboard.style import nats
 
+LISTED = 500  # trunks that can be chosen; the browser is sent them all  *assumed*
 EVERY_SHAPE = "all shapes, before any decay"
 STABILITY = {
     "attention_logit": st.column_config.NumberColumn("largest attention logit", format="%.3g"),
@@ -48,7 +50,7 @@ def trunks(rows: pd.DataFrame) -> pd.DataFrame:
     return found.sort_values("loss").reset_index()
 
 
-def label(row: pd.Series, seeds: bool, halted: bool) -> str:
+def label(row: Any, seeds: bool, halted: bool) -> str:
     shape = shape_name(row.width, row.depth)
     end = f"loss {nats(row.loss)}" if pd.notna(row.loss) else "diverged"
     more = (f" · seed {row.seed}" if seeds else "") + (" · stopped by halving" if halted else "")
@@ -110,15 +112,16 @@ def fans(seen: load.Opened, stage: str, rows: pd.DataFrame, chosen: str, states:
     kind = next(iter(kinds))
     if len(kinds) > 1:
         kind = right.selectbox("Of these", list(kinds), key=f"kind of {key} {shape}")
-    trunk = [mine for _, mine in kinds[kind].groupby("tree", sort=False)]
+    trunk = kinds[kind].groupby("tree", sort=False)
     drawn, left_over = list[Grown](), curve_figures.CURVES
-    for rows_of in trunk:
+    for _, rows_of in trunk:
         one = grown(seen, rows_of, states)
         left_over -= 1 + len(one.forks)
-        if left_over >= 0:
-            drawn.append(one)
+        if left_over < 0:
+            break
+        drawn.append(one)
     name = shape if kind == groups.ALL else f"{shape}, {kind}"
-    show.figure(curve_figures.fan(drawn, name, len(trunk)), f"fan {key} {name}")
+    show.figure(curve_figures.fan(drawn, name, trunk.ngroups), f"fan {key} {name}")
 
 
 def every(seen: load.Opened, found: pd.DataFrame, stage: str) -> None:
@@ -148,10 +151,11 @@ def page(seen: load.Opened) -> None:
     rows = rows.assign(tree=rooted(rows))
     found, states = trunks(rows), load.states(seen.root, stage)
     seeds = rows.seed.nunique() > 1
-    halted = {name: stopped(own, states) for name, own in rows.groupby("tree")}
-    labels = {r.tree: label(r, seeds, halted[r.tree]) for _, r in found.iterrows()}
+    halted = set(rows.tree[rows.fingerprint.map(states) == "pruned"])
+    labels = {str(r.tree): label(r, seeds, r.tree in halted) for r in found.iloc[:LISTED].itertuples()}
+    what = "Trunk" if len(found) <= LISTED else f"Trunk: the best {LISTED} of {len(found):,}"
     chosen = right.selectbox(
-        "Trunk", list(labels), format_func=labels.__getitem__, key=f"trunk of {seen.root.name} {stage}"
+        what, list(labels), format_func=labels.__getitem__, key=f"trunk of {seen.root.name} {stage}"
     )
     tree(seen, rows, chosen, states)
     if len(found) > 1:

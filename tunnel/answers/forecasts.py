@@ -7,21 +7,19 @@ of a recommended lr, half and double it (`counterfactual`). What was measured is
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
 
 from tunnel.answers import worth
 from tunnel.errors import UserError
-from tunnel.folder import store
-from tunnel.folder.files import append_all
+from tunnel.folder import environment, store
+from tunnel.folder.chain import FORECASTS, append_all
 from tunnel.folder.store import Store
 from tunnel.quantiles import LEVEL
 
-FILE = "forecasts.jsonl"
+FILE = FORECASTS
 KINDS = ("target", "rolling", "counterfactual")
 BANDS = ((0.0, "inside what was read"), (0.3, "up to 2 × beyond"), (float("inf"), "farther"))  # decades, up to
 SHORT = 0.05  # a coverage that 90% intervals have less often than this is too low  *assumed*
@@ -38,7 +36,9 @@ def begin(keep: Store, target: str, run: str) -> None:
     path = keep.path("target.json")
     found = store.read_json(path, {})
     if target not in found:
-        store.write_json(path, {**found, target: {"name": target, "started": store.now(), "run": run}})
+        registered = len(store.chain(keep.path(FILE)))  # what precedes it: a clock may jump, a chain does not
+        mine = {"name": target, "started": store.now(), "run": run, "registered": registered}
+        store.write_json(path, {**found, target: mine})
 
 
 def register(keep: Store, entry: dict[str, Any]) -> str:
@@ -51,18 +51,8 @@ def register(keep: Store, entry: dict[str, Any]) -> str:
 
 def register_all(keep: Store, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds forecasts to the chain, all at one time; returns them as written."""
-    stamp = {"registered": store.now(), "git": git_state()}
+    stamp = {"registered": store.now(), "git": environment.git_state()}
     return append_all(keep.path(FILE), [{**entry, **stamp} for entry in entries])
-
-
-@cache
-def git_state() -> str | None:
-    """The commit of the code, with + where it was changed; None outside a checkout."""
-    call = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        return subprocess.run(call, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def check(keep: Store, target: str) -> dict[str, Any]:
@@ -108,8 +98,11 @@ def in_compute(told: dict[str, Any], measured: float | None) -> dict[str, Any]:
 
 def preceding(entries: Sequence[dict[str, Any]], start: dict[str, Any]) -> dict[str, Any] | None:
     """The last forecast for a target before it began."""
-    before = [e for e in entries if e["target"] == start["name"] and e["registered"] < start["started"]]
-    return before[-1] if before else None
+    if "registered" in start:
+        sooner = entries[: start["registered"]]
+    else:  # 0.3 and before
+        sooner = [e for e in entries if e["registered"] < start["started"]]
+    return next((e for e in reversed(sooner) if e["target"] == start["name"]), None)
 
 
 # all that were ever made

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunnel import laws, plan, tuned
+from tunnel import families, laws, plan, tuned
 from tunnel.backtests import backtest, intervals, rows
 from tunnel.errors import UserError
 from tunnel.folder import store
@@ -27,7 +27,7 @@ FORMS = ("chinchilla", "floor", "size")  # a ladder is a grid of shapes and rung
 PATH = 25  # points of the curve from the smallest shape to beyond the target
 VALLEY_FREEDOM = 4  # of a rung's valleys: curvature and place, and how both move with N  *derived*
 BEYOND = 2.0  # how far beyond the target's N the curve is drawn
-SCHEMA = 3  # of what a fit holds: one of an older version is made again
+SCHEMA = 4  # of what a fit holds: one of an older version is made again
 SAME_BATCH = 1.01  # a batch within this factor of the ladder's is the ladder's  *assumed*
 
 
@@ -118,7 +118,14 @@ def fit(asked: Study, goal: Target, table: Table, moves: dict[str, Any] | None =
     wide = {k: np.append(path_of(lows, where)[k], where[k]) for k in ("N", "D", "C")}
     misses = backtest.own_misses(choice.candidate, lows, where, choice.axis, near=backtest.NEAR_D)
     told = intervals.forecast(
-        choice.candidate, lows, wide, resamples=resamples, misses=misses, noise=noise, rivals=choice.rivals()
+        choice.candidate,
+        lows,
+        wide,
+        resamples=resamples,
+        misses=misses,
+        noise=noise,
+        rivals=choice.rivals(),
+        tuned=surface.curved,
     )
     if not math.isfinite(told.value[-1]):
         raise UserError(f"allows no forecast yet: {told.parts['reason']}", key=f"stage.{stage_of(asked).name}")
@@ -157,7 +164,7 @@ def fit(asked: Study, goal: Target, table: Table, moves: dict[str, Any] | None =
 def target_row(asked: Study, goal: Target) -> Table:
     """The target as a table of one row: N, D, C."""
     run = plan.target_trial(asked, goal, plan.values_of(asked, stage_of(asked), {})).runs[0]
-    n = float(plan.families.load(asked.family).count(run.trunk.shape, run.trunk.body))
+    n = float(families.load(asked.family).count(run.trunk.shape, run.trunk.body))
     d, batch = float(run.tokens), float(run.trunk.settings.batch_tokens)
     return {k: np.array([v]) for k, v in (("N", n), ("D", d), ("C", 6 * n * d), ("batch_tokens", batch))}
 

@@ -159,7 +159,7 @@ def interval_of(known: Known, width: Width) -> dict[str, float]:
 def row_of(option: Option, known: Known, before: Width, asked: Study) -> dict[str, Any]:
     """An addition with its runs, its cost, and the intervals before and after it."""
     longest = max(option.new, key=lambda r: (r.trunk.shape.width * r.trunk.shape.depth, r.tokens))
-    seconds = option.trained.flops / (asked.price.flops_per_second * asked.price.mfu)
+    seconds = option.trained.flops / asked.price.pace(asked.train.precision)
     was, then = interval_of(known, before), interval_of(known, option.width)
     return {
         "add": option.addition.what,
@@ -171,7 +171,7 @@ def row_of(option: Option, known: Known, before: Width, asked: Study) -> dict[st
         "tokens": option.trained.tokens,
         "flops": option.trained.flops,
         "seconds": seconds,
-        "cost": seconds / 3600 * asked.price.per_hour,
+        "cost": asked.price.cost(seconds),
         "currency": asked.price.currency,
         "before": was,
         "after": then,

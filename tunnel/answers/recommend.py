@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -13,7 +14,7 @@ from tunnel.answers import cautions, forecasts, ladder, remedies, settings, wort
 from tunnel.answers.basis import Basis, basis
 from tunnel.answers.cautions import Caution
 from tunnel.errors import UserError
-from tunnel.folder import store
+from tunnel.folder import audit, store
 from tunnel.folder.store import Store
 from tunnel.run import RunSpec
 from tunnel.study import Study, Target
@@ -56,7 +57,7 @@ def recommend(asked: Study, keep: Store, target: str | None = None, *, force: bo
     not transfer, or data read too often; and where there are too few readings.
     """
     goal = ladder.target_named(asked, target)
-    path = keep.path("recommendation.json" if goal is asked.target[0] else f"recommendation.{goal.name}.json")
+    path = path_of(asked, keep, goal)
     kept = store.read_json(path)
     readings = keep.readings()
     if kept and (kept["readings_hash"] == ladder.hash_of(asked, readings) or forecasts.begun(keep, goal.name)):
@@ -68,7 +69,24 @@ def recommend(asked: Study, keep: Store, target: str | None = None, *, force: bo
     entry = {"kind": "target", "target": goal.name, "run": run, **where, **told}
     found["registered"] = forecasts.register(keep, entry)
     store.write_json(path, found)
+    if found["forced"]:
+        audit.note(keep.root, "forced", target=goal.name, refusals=found["forced"])
     return found
+
+
+def stored(asked: Study, keep: Store, target: str | None = None) -> tuple[Target, dict[str, Any]]:
+    """A target with its recommendation as it was made; raises UserError where it has none yet."""
+    goal = ladder.target_named(asked, target)
+    found = store.read_json(path_of(asked, keep, goal))
+    if found is None:
+        raise UserError(
+            "has no recommendation yet: `tunnel recommend` first", file=keep.root, key=f"target.{goal.name}"
+        )
+    return goal, found
+
+
+def path_of(asked: Study, keep: Store, goal: Target) -> Path:
+    return keep.path("recommendation.json" if goal is asked.target[0] else f"recommendation.{goal.name}.json")
 
 
 def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame, *, force: bool = False) -> dict[str, Any]:
@@ -119,7 +137,7 @@ def target_of(b: Basis, run: RunSpec) -> dict[str, Any]:
         "C": 6.0 * n * run.tokens,
         "flops": per_token * run.tokens,
         "seconds": seconds,
-        "cost": seconds / 3600 * b.asked.price.per_hour,
+        "cost": float(b.asked.price.cost(seconds)),  # the file holds JSON
         "currency": b.asked.price.currency,
     }
 

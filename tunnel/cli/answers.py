@@ -119,28 +119,45 @@ def export(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Leave out what the trainer cannot express.")
     ] = False,
+    world_size: Annotated[int, typer.Option(help="Data-parallel processes that share the batch.")] = 1,
+    model: Annotated[
+        str | None, typer.Option(help="The trained weights instead: hf (Granite, as trained) or llama (folded).")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="What each trainer can and cannot carry.")] = False,
     as_json: Json = False,
 ) -> None:
-    """The config bundle for a trainer.
+    """The config bundle for a trainer, or the trained target as a folder that transformers loads.
 
-    Example: tunnel export runs/quickstart --to hf
+    Example: tunnel export runs/quickstart --to torchtitan --world-size 8
+
+    The weights: tunnel export runs/quickstart --model llama
     """
     from tunnel import export as exporting
     from tunnel import show
     from tunnel.answers import recommend as recommending
+    from tunnel.folder import audit
     from tunnel.sweeps import sweep as sweeping
 
     if list_:
-        found = exporting.targets()
-        say({"targets": found}, as_json, show.targets)
+        say({"targets": exporting.targets()}, as_json, show.targets)
         return
     if folder is None:
         raise UserError("is missing: a study file, or a study's folder", key="DIR")
     asked, keep = sweeping.located(folder)
     told = recommending.recommend(asked, keep, target)
-    bundle = out or keep.path("export", to)
-    say(exporting.export(told, to, bundle, force=force, allow_lossy=allow_lossy), as_json, show.bundle)
+    if model is not None:
+        from tunnel.export import _model
+
+        folder_ = out or exporting.inside(keep.root, f"model-{model}")
+        with redirect_stdout(sys.stderr):
+            made = _model.export(asked, keep, told, model, folder_, force=force, say=print)
+        audit.note(keep.root, "exported", model=model, out=str(folder_), target=target, force=force)
+        say(made, as_json, show.bundle)
+        return
+    bundle = out or exporting.place(keep.root, to)
+    found = exporting.export(told, to, bundle, force=force, allow_lossy=allow_lossy, world_size=world_size)
+    audit.note(keep.root, "exported", to=to, out=str(bundle), target=target, force=force, allow_lossy=allow_lossy)
+    say(found, as_json, show.bundle)
 
 
 @app.command()
@@ -169,3 +186,47 @@ def check(
     found = forecasts.check(keep, ladder.target_named(asked, target).name)
     say(found, as_json, show.check)
     raise typer.Exit(0 if found["inside"] else 1)
+
+
+Champions = Annotated[Path, typer.Option("--champions", help="Who is champion; its history lies beside it, as .jsonl.")]
+
+
+@app.command()
+def promote(
+    folder: StudyPath,
+    out: Out = None,
+    target: TargetName = None,
+    champions: Champions = Path("runs/champion.json"),
+    force: Annotated[str | None, typer.Option(metavar="REASON", help="Promote it all the same, and say why.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Make the recommendation the champion, if it earns it; exit 1, with every condition, where it does not.
+
+    Example: tunnel promote runs/quickstart
+
+    Its forecast held, no optimum lies on an edge, and at held-out sizes it beats the last champion at 3 paired seeds.
+    """
+    from tunnel import show
+    from tunnel.answers import promote as promoting
+    from tunnel.sweeps import sweep as sweeping
+
+    asked, keep = sweeping.located(folder, out)
+    found = promoting.promote(asked, keep, target, path=champions, force=force)
+    say(found, as_json, show.promotion)
+    raise typer.Exit(0 if found["promoted"] else 1)
+
+
+@app.command()
+def rollback(
+    to: Annotated[int | None, typer.Option(min=1, help="A promotion's number; default: the one before.")] = None,
+    champions: Champions = Path("runs/champion.json"),
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion the champion again.
+
+    Example: tunnel rollback --to 1
+    """
+    from tunnel import show
+    from tunnel.answers import champions as reigning
+
+    say(reigning.rollback(champions, to), as_json, show.rolled_back)

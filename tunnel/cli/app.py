@@ -26,13 +26,16 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard 
 Out = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<name of the study file>.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster to run on; default: a local one.")]
 Concurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")]
+Takeover = Annotated[
+    bool, typer.Option("--takeover", help="Take the study from a driver on another host, where that is dead.")
+]
 Scale = Annotated[str, typer.Option(help="full, or small where the study has a [small] table.")]
 TargetName = Annotated[str | None, typer.Option("--target", help="A target of the study; default: the first.")]
 
 
 def say(found: dict[str, Any], as_json: bool, show: Callable[[dict[str, Any]], None]) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    if as_json:  # money is decimal, and a plain number there
+        sys.stdout.write(json.dumps(found, indent=1, allow_nan=False, default=float) + "\n")
     else:
         show(found)
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tunnel import __version__
-from tunnel.cli.app import Json, app, say
+from tunnel.cli.app import Json, Out, StudyPath, app, say
 from tunnel.errors import UserError
 
 
@@ -53,6 +53,52 @@ def doctor(as_json: Json = False) -> None:
     found = doctoring.examine()
     say(found, as_json, show.doctor)
     raise typer.Exit(0 if found["ok"] else 1)
+
+
+audit = typer.Typer(no_args_is_help=True, help="Who did what to a study, and when.")
+app.add_typer(audit, name="audit")
+
+
+@audit.command()
+def verify(
+    folder: StudyPath,
+    out: Out = None,
+    tip: Annotated[str | None, typer.Option(help="A line's hash that you noted, and that must be there.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Whether audit and forecasts are as they were written; exit 1, with the first line that does not fit.
+
+    Example: tunnel audit verify runs/quickstart
+    """
+    from tunnel import show
+    from tunnel.folder import audit as auditing
+
+    found = auditing.verified(folder_of(folder, out), tip)
+    say(found, as_json, show.verified)
+    raise typer.Exit(0 if found["fits"] else 1)
+
+
+@audit.command("show")
+def show_audit(folder: StudyPath, out: Out = None, as_json: Json = False) -> None:
+    """Every line: when, who, what, with which code.
+
+    Example: tunnel audit show runs/quickstart
+    """
+    from tunnel import show
+    from tunnel.folder import audit as auditing
+
+    say(auditing.shown(folder_of(folder, out)), as_json, show.audit)
+
+
+def folder_of(folder: Path, out: Path | None) -> Path:
+    """A study's folder, whose question need not be readable any more."""
+    from tunnel.sweeps import sweep
+
+    if not folder.is_dir():
+        return sweep.located(folder, out)[1].root
+    if not (folder / "study.toml").exists():
+        raise UserError("is no study's folder: it has no study.toml", file=folder)
+    return folder
 
 
 @app.callback(invoke_without_command=True)

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tunnel.cli.app import Address, Concurrent, Json, Out, Scale, StudyPath, TargetName, app, say, small, watching
-from tunnel.errors import about
+from tunnel.cli.app import (
+    Address,
+    Concurrent,
+    Json,
+    Out,
+    Scale,
+    StudyPath,
+    Takeover,
+    TargetName,
+    app,
+    say,
+    small,
+    watching,
+)
+from tunnel.errors import UserError, about
 
 
 @app.command()
@@ -27,6 +41,8 @@ def plan(
 
     Example: tunnel plan studies/minicpm.toml
 
+    Of a study that is swept, at the pace that was measured, with an ETA for what is left.
+
     With --next, of a study that is swept: what to add to its ladder, at what cost, and the interval expected then.
     """
     from tunnel import plan as planning
@@ -34,8 +50,11 @@ def plan(
     from tunnel.sweeps import sweep
 
     asked, keep = sweep.located(study, out, small=small(scale))
+    readings = keep.readings()
     with about(study):
-        found = planning.plan(asked)
+        found = planning.plan(asked, planning.Paces.of(asked, readings))
+    if len(readings):
+        found["eta_seconds"] = sweep.status(asked, keep)["eta_seconds"]
     if next_ is None:
         say(found, as_json, show.plan)
         return
@@ -51,9 +70,7 @@ def sweep(
     scale: Scale = "full",
     address: Address = None,
     max_concurrent: Concurrent = None,
-    takeover: Annotated[
-        bool, typer.Option("--takeover", help="Take the study from a driver on another host, where that is dead.")
-    ] = False,
+    takeover: Takeover = False,
     as_json: Json = False,
 ) -> None:
     """Run the study's stages, or go on with them; what is measured is not measured again.
@@ -69,6 +86,42 @@ def sweep(
     with watching(as_json) as watch:
         found = sweeping.sweep(asked, keep, address=address, max_concurrent=max_concurrent, watch=watch)
     say(found, as_json, show.status)
+
+
+@app.command()
+def submit(
+    study: StudyPath,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The study's folder as the cluster sees it; default runs/<name> from here.")
+    ] = None,
+    scale: Scale = "full",
+    max_concurrent: Concurrent = None,
+    takeover: Takeover = False,
+    ship: Annotated[
+        bool, typer.Option("--ship", help="Send this package's source too: the cluster has not installed it.")
+    ] = False,
+    python: Annotated[str, typer.Option(help="The Python of the cluster's head, by name or path.")] = "python",
+    as_json: Json = False,
+) -> None:
+    """`tunnel sweep` as a job on a Ray cluster, which goes on when this machine sleeps; prints how to follow it.
+
+    Example: tunnel submit studies/minicpm.toml --address http://127.0.0.1:8265 --out /shared/runs/minicpm
+    """
+    from tunnel import show
+    from tunnel.sweeps import submit as submitting
+
+    found = submitting.submit(
+        study,
+        address,
+        out,
+        small=small(scale),
+        max_concurrent=max_concurrent,
+        takeover=takeover,
+        ship=ship,
+        python=python,
+    )
+    say(found, as_json, show.submitted)
 
 
 @app.command()
@@ -97,7 +150,7 @@ def extend(
 
 @app.command()
 def status(folder: StudyPath, out: Out = None, as_json: Json = False) -> None:
-    """Trials by state, readings, tokens and FLOPs spent and saved, cost, ETA.
+    """Trials by state, readings, tokens, FLOPs, what the devices were held for, its cost, limits, ETA.
 
     Example: tunnel status runs/quickstart
     """
@@ -113,6 +166,13 @@ def train(
     out: Out = None,
     target: TargetName = None,
     address: Address = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share every batch (Ray Train, DDP).")] = 1,
+    decay: Annotated[
+        str | None, typer.Option(help='"now": a finished model off the running trunk, which goes on.')
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="A further seed of the same run, for promote; several times.")
+    ] = None,
     counterfactual: Annotated[
         bool, typer.Option("--counterfactual", help="Instead: the recommended lr, half and double it, forecast first.")
     ] = False,
@@ -129,17 +189,24 @@ def train(
     learning rates; exit 1 where another than the recommended one is better by more than noise.
     """
     from tunnel import show
-    from tunnel.sweeps import launch
+    from tunnel.sweeps import early, launch
     from tunnel.sweeps import sweep as sweeping
 
+    if decay not in (None, "now"):
+        raise UserError("is no time to decay at", key="--decay", value=decay, choices=["now"])
     asked, keep = sweeping.located(folder, out)
+    if decay:
+        with watching(as_json) as watch:
+            found = early.decay_now(asked, keep, target, workers=workers, address=address, watch=watch)
+        say(found, as_json, show.trained)
+        return
     if counterfactual:
         with watching(as_json) as watch:
             found = launch.contrast(asked, keep, target, hours=hours, address=address, watch=watch)
         say(found, as_json, show.contrast)
         raise typer.Exit(0 if found["holds"] else 1)
     with watching(as_json) as watch:
-        found = launch.train(asked, keep, target, address=address, watch=watch)
+        found = launch.train(asked, keep, target, seeds=seed or [], workers=workers, address=address, watch=watch)
     say(found, as_json, show.trained)
 
 

@@ -5,6 +5,8 @@ Reads recommendation.json, schedule.csv and selfcheck.json, which lie beside it;
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BUNDLE))
     initialise(model)
     Trainer(model, args, optimizers=optimizers(model), ...)        # or (adamw(model), None): the Trainer's own schedule
+
+    python BUNDLE/prepare.py FOLDER       # where a trainer loads a folder: the initialised model and its tokenizer
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,6 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 HERE = Path(__file__).resolve().parent
-CLOSE = 1e-6  # relative: float arithmetic, not another value
 
 
 def read(name: str) -> dict[str, Any]:
@@ -27,13 +29,13 @@ def read(name: str) -> dict[str, Any]:
 
 
 def grouped(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """The recommendation's groups with their parameters; a parameter without one is an error, never a guess."""
-    wanted = read("recommendation.json")["groups"]
+    """The groups of selfcheck.json with their parameters; a parameter without one is an error, never a guess."""
+    wanted = read("selfcheck.json")["groups"]
     groups: dict[str, dict[str, Any]] = {}
     for name, p in model.named_parameters():
         group = next((g for g in wanted if re.search(g["pattern"], name)), None)
         if group is None:
-            raise ValueError(f"parameter {name} matches no group of recommendation.json")
+            raise ValueError(f"parameter {name} matches no group of selfcheck.json")
         groups.setdefault(group["role"], {**group, "params": []})["params"].append(p)
     return list(groups.values())
 
@@ -72,22 +74,16 @@ def optimizers(model: torch.nn.Module) -> tuple[torch.optim.AdamW, LambdaLR]:
     return optimizer, schedule(optimizer)
 
 
-def differences(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, own_scheduler: bool = False
-) -> list[str]:
-    """What selfcheck.json promises for before step 0 or 10 and this job does not do; empty when all is applied.
+def prepare(out: str) -> None:
+    """Writes the model at 0 tokens, with its tokenizer where the bundle has one, for a trainer that loads a folder."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    `own_scheduler`: the job steps the Trainer's scheduler, not `schedule`.
-    """
-    promised = read("selfcheck.json")
-    lrs = {g["role"]: g["lr"] for g in optimizer.param_groups if "role" in g}
-    at = "lr_own_scheduler" if own_scheduler else "lr_at_step"
-    pairs = {f"lr of {g['role']}": (g[at][str(step)], lrs.get(g["role"])) for g in promised["groups"]}
-    for name, value in promised["multipliers"].items():
-        pairs[name] = (value, getattr(model.config, name, None))
-    pairs["parameters"] = (promised["parameters"], sum(p.numel() for p in model.parameters()))
-    return [
-        f"{name}: {got}, promised {want}"
-        for name, (want, got) in pairs.items()
-        if got is None or abs(got - want) > CLOSE * abs(want)
-    ]
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(HERE))
+    initialise(model)
+    model.save_pretrained(out)
+    if (HERE / "tokenizer.json").exists():
+        AutoTokenizer.from_pretrained(HERE).save_pretrained(out)
+
+
+if __name__ == "__main__":
+    prepare(sys.argv[1])

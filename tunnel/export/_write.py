@@ -19,7 +19,9 @@ OURS = {MANIFEST, "__pycache__"}  # in a bundle beside what its manifest names: 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux: fcntl.h, linux/fs.h
 
 
-def write(files: Mapping[str, str], out: Path, about: Mapping[str, Any], *, force: bool) -> list[str]:
+def write(
+    files: Mapping[str, str] | Mapping[str, str | bytes], out: Path, about: Mapping[str, Any], *, force: bool
+) -> list[str]:
     """Writes the files and their manifest as the folder `out`; returns their names, the manifest last.
 
     Raises UserError where `out` may not be written or replaced, and changes nothing then.
@@ -72,9 +74,9 @@ def known(out: Path) -> set[str]:
         return set()
 
 
-def flushed(path: Path, content: str) -> None:
-    with open(path, "x", encoding="utf-8", newline="") as f:
-        f.write(content)
+def flushed(path: Path, content: str | bytes) -> None:
+    with open(path, "xb") as f:
+        f.write(content if isinstance(content, bytes) else content.encode())
         f.flush()
         os.fsync(f.fileno())
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunnel.export import Carried, Parts
+from tunnel.export._parts import Carried, Parts
 from tunnel.run import RunSpec
 
 CARRIES = ("everything, as data",)
 CANNOT_CARRY = ("nothing is applied by itself: the job reads recommendation.json and schedule.csv",)
 
 
-def parts(recommendation: dict[str, Any], run: RunSpec) -> Parts:
+def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """No files of its own: what every bundle holds says it all, exactly, for any family."""
     fields = {name: Carried("exact", "recommendation.json") for name in recommendation}
     batch = run.trunk.settings.batch_tokens

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,14 +28,15 @@ class Grown(Protocol):
 
     tokens: int
     rows: list[tuple[int, float, float, float]]  # tokens, training loss, lr multiplier, gradient norm
+    halved_at: int | None  # tokens from which a pass took half of the spec's micro-batch, for want of memory
 
     def step(self, multiplier: float) -> bool:
         """Trains one batch; False where the run has diverged."""
 
-    def evaluate(self) -> float:
-        """Held-out loss in nats per token."""
+    def evaluate(self, pause: Callable[[], None] = ...) -> float:
+        """Held-out loss in nats per token; `pause` is called now and then."""
 
-    def slices(self) -> dict[str, float]:
+    def slices(self, pause: Callable[[], None] = ...) -> dict[str, float]:
         """Held-out loss by corpus, where data joined the first."""
 
     def stability(self) -> Stability | None:

@@ -11,6 +11,7 @@ from tunnel.run import Body, Shape, TrunkSpec
 if TYPE_CHECKING:
     from tunnel.families import Grown
     from tunnel.training.data import Corpus
+    from tunnel.training.train import Trained
 
 reads = True
 
@@ -66,13 +67,16 @@ def config_dict(shape: Shape, body: Body, rules: str, dropout: float = 0.0) -> d
     }
 
 
-def grown(trunk: TrunkSpec, corpus: Corpus | None) -> Grown:
-    """The model of a trunk at 0 tokens: initialised and scaled by role, with its optimizer."""
+def grown(trunk: TrunkSpec, corpus: Corpus | None, kind: type[Trained] | None = None) -> Grown:
+    """The model of a trunk at 0 tokens: initialised and scaled by role, with its optimizer.
+
+    `kind`: how it is trained; `training.train.Trained`, or one made of it.
+    """
     from transformers import GraniteConfig, GraniteForCausalLM
 
-    from tunnel.training.train import Trained
+    from tunnel.training import train
 
     assert corpus is not None
     config = GraniteConfig(**config_dict(trunk.shape, trunk.body, trunk.rules, trunk.settings.dropout))
     config._attn_implementation = "sdpa"
-    return Trained(lambda: GraniteForCausalLM(config), ROLES, trunk, corpus.of(trunk.source))
+    return (kind or train.Trained)(lambda: GraniteForCausalLM(config), ROLES, trunk, corpus.of(trunk.source))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,8 @@ TRUTH = Truth()
 class Synthetic:
     """`families.Grown` by arithmetic: it only counts what it was given."""
 
+    halved_at: int | None = None  # it takes no memory
+
     def __init__(self, trunk: TrunkSpec) -> None:
         self.trunk = trunk
         self.rows: list[tuple[int, float, float, float]] = []
@@ -76,12 +79,12 @@ class Synthetic:
         decay = math.log(max(self.decayed / d, 0.01) / TRUTH.decay)
         return TRUTH.best_loss(n, d) + TRUTH.h * off**2 + TRUTH.k * decay**2 + TRUTH.undecayed * self.last
 
-    def evaluate(self) -> float:
+    def evaluate(self, pause: Callable[[], None] = lambda: None) -> float:
         key = hashlib.sha256(f"{self.trunk.fingerprint} {self.tokens} {self.decayed}".encode()).digest()
         noise = np.random.default_rng(int.from_bytes(key[:8], "big")).normal()
         return self.surface() * (1 + TRUTH.noise * noise)
 
-    def slices(self) -> dict[str, float]:
+    def slices(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
         return {}
 
     def stability(self) -> None:

@@ -1,15 +1,15 @@
-"""How files are written: whole or not at all, flushed to the disk, and in a chain of hashes where order is evidence."""
+"""How files are written: whole or not at all, and flushed to the disk."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from tunnel.errors import UserError
 from tunnel.folder import lock
 
+LARGEST = 1 << 26  # bytes of a JSON file: records have a few thousand, a law's fit a million  *assumed*
 SAVING = ".saving-"  # begins the name of what is being written; the writer's pid follows
 
 
@@ -26,10 +27,11 @@ def now() -> str:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, look: Callable[[], None] = lambda: None, *, once: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place when the block ends: the old content or the new, never half.
 
-    It is flushed before and after, and gone where the block fails; a killed process leaves it for `Store.tidy`.
+    It is flushed before and after, and gone where the block fails; a killed process leaves it for `Store.tidy`. `look`
+    is called right before the rename, and may raise; `once`: a file that is there already stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{SAVING}{os.getpid()}-")
@@ -38,11 +40,27 @@ def whole(path: Path) -> Iterator[Path]:
         yield Path(name)
         flush(Path(name))
         os.chmod(name, 0o644)
-        os.replace(name, path)
+        look()
+        (place if once else os.replace)(name, path)
     except BaseException:
         discard(Path(name))
         raise
     flush(path.parent)
+
+
+def place(new: str, path: Path) -> None:
+    """Renames, but never over a file: of two that race, the first one's stays."""
+    try:
+        os.link(new, path)
+    except FileExistsError:
+        pass
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if not path.exists():  # a file system without links: two that race within this line are not told apart
+            os.replace(new, path)
+            return
+    os.unlink(new)
 
 
 def flush(path: Path) -> None:
@@ -64,58 +82,33 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
+def content(path: Path) -> bytes:
+    """A small file's bytes; raises UserError where it is none of ours: a pipe would be waited for, a gigabyte read."""
+    if not path.is_file():
+        raise UserError("is not a file", file=path)
+    if path.stat().st_size > LARGEST:
+        raise UserError(f"has more than {LARGEST} bytes", file=path, value=path.stat().st_size)
+    return path.read_bytes()
+
+
 def read_json(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text()) if path.exists() else default
-
-
-def append(path: Path, entry: dict[str, Any]) -> dict[str, Any]:
-    """Adds a line to a hash chain: each holds its own hash, and that of the line before. Returns it as written."""
-    return append_all(path, [entry])[0]
-
-
-def append_all(path: Path, entries: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds lines to a hash chain, all or none; another process that appends meanwhile waits."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
+    """A JSON object of the folder's; raises UserError where there is something else."""
+    if not path.exists():
+        return default
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        known = chain(path)
-        before, written = known[-1]["hash"] if known else None, []
-        for entry in entries:
-            chained = {**entry, "previous": before}
-            written.append({**chained, "hash": line_hash(chained)})
-            before = written[-1]["hash"]
-        text = path.read_text() if path.exists() else ""
-        lines = (json.dumps(entry, sort_keys=True, allow_nan=False) + "\n" for entry in written)
-        write_text(path, text + "".join(lines))
-        return written
-    finally:
-        os.close(folder)
-
-
-def chain(path: Path) -> list[dict[str, Any]]:
-    """The entries of a hash chain; raises UserError where a line was changed."""
-    entries: list[dict[str, Any]] = []
-    for i, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        entry = json.loads(line)
-        before = entries[-1]["hash"] if entries else None
-        if entry.get("previous") != before or entry.get("hash") != line_hash(entry):
-            raise UserError("the hash chain is broken: this line or one before was changed", file=path, key=f"line {i}")
-        entries.append(entry)
-    return entries
-
-
-def line_hash(entry: dict[str, Any]) -> str:
-    """Of an entry without its own hash."""
-    text = json.dumps({k: v for k, v in entry.items() if k != "hash"}, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+        found = json.loads(content(path))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"is not JSON: {e}", file=path) from None
+    if not isinstance(found, dict):
+        raise UserError("is no object", file=path, value=type(found).__name__)
+    return found
 
 
 def damaged(path: Path) -> bool:
     """Whether a JSON file was cut or overwritten; one of another version is whole."""
     try:
-        return not isinstance(json.loads(path.read_bytes()), dict)
-    except ValueError:
+        return not isinstance(json.loads(content(path)), dict)
+    except (ValueError, RecursionError):
         return True
 
 

@@ -123,7 +123,8 @@ def refused(path: Path, other: dict[str, Any] | None, more: str = "") -> UserErr
 
 def age(since: str) -> str:
     try:
-        return f"{(datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds() / 60:.0f} min"
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(since)).total_seconds()
+        return f"{seconds / 60:.0f} min" if seconds >= 0 else "age unknown"  # the clock was set back
     except (ValueError, TypeError):  # another hand wrote it
         return "age unknown"
 
@@ -134,14 +135,14 @@ def said(fd: int) -> dict[str, Any] | None:
 
 def other_driver(path: Path) -> dict[str, Any] | None:
     """What a lock's file says of its driver, dead or alive; None where there is none, or nothing whole in it."""
-    return parsed(path.read_bytes()) if path.exists() else None
+    return parsed(path.read_bytes()) if path.is_file() else None
 
 
 def parsed(text: bytes) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
         return {"host": str(found["host"]), "pid": int(found["pid"]), "since": str(found["since"])}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):  # infinity is JSON in Python
         return None
 
 

@@ -19,15 +19,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import ValidationError
 
 from tunnel.errors import UserError
 from tunnel.families import Arrays
-from tunnel.folder import lock
+from tunnel.folder import audit, fence, lock, schema
+from tunnel.folder.chain import append
+from tunnel.folder.chain import entries as chain
 from tunnel.folder.files import (
     SAVING,
-    append,
     being_written,
-    chain,
+    content,
     damaged,
     discard,
     file_hash,
@@ -45,6 +47,7 @@ from tunnel.training import data
 
 __all__ = ["Store", "alive", "append", "chain", "now", "other_driver", "read_json", "write_json", "write_text"]
 log = logging.getLogger(__name__)
+AGAIN = "; `tunnel sweep` sets it aside and measures its run again"
 CHECKPOINT = ("state.safetensors", "meta.json")  # what a manifest vouches for
 CURVE = ["tokens", "loss", "multiplier", "grad_norm"]
 
@@ -52,24 +55,33 @@ CURVE = ["tokens", "loss", "multiplier", "grad_norm"]
 def read_record(path: Path) -> Record:
     """Raises UserError, naming the file, where it is no record: cut, overwritten, or of another version."""
     try:
-        found = Record.model_validate_json(path.read_bytes())
-    except ValueError as e:
-        cut = damaged(path)
-        more = "; `tunnel sweep` sets it aside and measures its run again" if cut else f" of this version: {e}"
-        raise UserError(f"is not a record{more}", file=path) from None
+        found = Record.model_validate_json(content(path))
+    except ValidationError as e:
+        if damaged(path):
+            raise UserError(f"is not a record{AGAIN}", file=path) from None
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"is not a record of this version: {first['msg']}", file=path, key=key) from None
     if found.fingerprint_of != path.stem:
         raise UserError("holds another run's record", file=path, value=found.fingerprint_of)
     return found
 
 
 class Store:
-    """Records, trunks, curves and results of one study, under one folder."""
+    """Records, trunks, curves and results of one study, under one folder.
 
-    def __init__(self, root: str | Path) -> None:
-        self.root = Path(root)
+    `attempt`: a worker's, which publishes nothing once the driver gave that up (`tunnel.folder.fence`).
+    """
+
+    def __init__(self, root: str | Path, attempt: Path | None = None) -> None:
+        self.root, self.attempt = Path(root), attempt
 
     def path(self, *parts: str) -> Path:
         return self.root.joinpath(*parts)
+
+    def look(self) -> None:
+        """Raises `fence.Overtaken` where this worker may no longer write."""
+        fence.look(self.attempt)
 
     # records
 
@@ -77,8 +89,12 @@ class Store:
         path = self.path("records", f"{fingerprint}.json")
         return read_record(path) if path.exists() else None
 
-    def write_record(self, record: Record) -> None:
-        write_text(self.path("records", f"{record.fingerprint_of}.json"), record.model_dump_json(indent=1) + "\n")
+    def write_record(self, record: Record) -> Record:
+        """Writes a record, once: where its run has one, that stays. Returns the one that is kept."""
+        path = self.path("records", f"{record.fingerprint_of}.json")
+        with whole(path, self.look, once=True) as temporary:
+            temporary.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        return read_record(path)
 
     def records(self) -> list[Record]:
         """All records, oldest first."""
@@ -109,6 +125,7 @@ class Store:
             (temporary / "manifest.json").write_text(json.dumps({n: file_hash(temporary / n) for n in CHECKPOINT}))
             for path in (*temporary.iterdir(), temporary):
                 flush(path)
+            self.look()
             discard(final)  # a damaged one
             try:
                 os.rename(temporary, final)
@@ -128,19 +145,25 @@ class Store:
             state = self.peek(trunk, int(folder.name))
             if state is not None:
                 return state
+            self.look()
             discard(folder)  # it would be refused again, and its place is wanted
         return None
 
     def peek(self, trunk: str, tokens: int) -> tuple[Arrays, dict[str, Any]] | None:
         """The checkpoint at `tokens`, for who only looks; None where there is none, or a damaged one."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         folder = self.checkpoint(trunk, tokens)
         if not intact(folder):
             return None
-        return load_file(folder / "state.safetensors"), json.loads((folder / "meta.json").read_text())
+        try:
+            return load_file(folder / "state.safetensors"), read_json(folder / "meta.json")
+        except (SafetensorError, UserError):  # its hashes are right, so somebody made it so: a pickle, another format
+            return None
 
     def forget_state(self, trunk: str, tokens: int) -> None:
+        self.look()
         discard(self.checkpoint(trunk, tokens))
 
     # curves
@@ -149,16 +172,19 @@ class Store:
         """Rows (tokens, training loss, lr multiplier, gradient norm); those kept up to `after`, and beyond, stay."""
         curve = pd.DataFrame(rows, columns=CURVE)
         kept = self.curve(name)
-        if kept is not None and len(curve):
+        if kept is not None and not len(curve):  # a process that goes on where nothing is left to train
+            return
+        if kept is not None:
             before, beyond = kept[kept.tokens <= after], kept[kept.tokens > curve.tokens.max()]
             curve = pd.concat([before, curve[curve.tokens > after], beyond], ignore_index=True)
-        with whole(self.path("curves", f"{name}.parquet")) as temporary:
+        with whole(self.path("curves", f"{name}.parquet"), self.look) as temporary:
             curve.to_parquet(temporary, index=False)
 
     def curve(self, name: str) -> pd.DataFrame | None:
         """A trunk's or a run's curve by fingerprint; None where there is none that can be read."""
+        path = self.path("curves", f"{name}.parquet")
         try:
-            return pd.read_parquet(self.path("curves", f"{name}.parquet"))
+            return pd.read_parquet(path) if path.is_file() else None
         except (FileNotFoundError, ValueError, OSError):  # pyarrow's complaints are these two
             return None
 
@@ -169,7 +195,11 @@ class Store:
 
         A record is kept once, under the stage that measured it; `shared` names the other stages that asked for it.
         """
-        frame = pd.DataFrame([flat(r) for r in self.records()])
+        return self.table([flat(r) for r in self.records()])
+
+    def table(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
+        """Rows as `flat` makes them, as `readings` has them."""
+        frame = pd.DataFrame(rows)
         if not len(frame):
             return pd.DataFrame(columns=[*READING, "shared"])
         asked = self.shared()
@@ -199,15 +229,19 @@ class Store:
 
     @contextmanager
     def driver(self) -> Iterator[None]:
-        """Holds the study, and tidies it."""
+        """Holds the study, makes it one of today's, and tidies it."""
         with self.held():
+            schema.migrate(self.root)
             self.set_aside()
             self.tidy()
             yield
 
     def take_over(self) -> None:
         """Frees the study from a driver that is dead, wherever it ran; raises UserError where it lives."""
+        before = other_driver(self.path("driver.lock"))
         lock.free(self.path("driver.lock"))
+        if before is not None:
+            audit.note(self.root, "took over", driver=before)
 
     def tidy(self) -> int:
         """Removes what killed writers left unfinished; returns its bytes. Only for the one that holds the study."""
@@ -235,7 +269,7 @@ def intact(folder: Path) -> bool:
     try:
         manifest = read_json(folder / "manifest.json")
         return manifest == {name: file_hash(folder / name) for name in CHECKPOINT}
-    except (ValueError, OSError):  # no JSON, no text, no file
+    except (UserError, OSError):  # no JSON, no file
         return False
 
 
@@ -285,8 +319,8 @@ def flat(r: Record) -> dict[str, Any]:
     """A record as a row of the runs table; `run` is its trunk, `warmup` and the lengths are tokens."""
     trunk, settings = r.run.trunk, r.run.trunk.settings
     found = {
-        **settings.model_dump(),
-        **r.model_dump(exclude={"run"}),
+        **vars(settings),
+        **vars(r),
         "fingerprint": r.fingerprint_of,
         "run": trunk.fingerprint,
         "width": trunk.shape.width,
@@ -302,5 +336,5 @@ def flat(r: Record) -> dict[str, Any]:
         "rules": trunk.rules,
         "corpus_hash": data.identity(trunk.source),
     }
-    edge = r.stability.model_dump() if r.stability is not None else {}
+    edge = vars(r.stability) if r.stability is not None else {}
     return {name: edge.get(name) if name in Stability.model_fields else found[name] for name in READING}

@@ -1,6 +1,7 @@
 """What the commands print for people: tables, bars and one-line answers. No arithmetic of its own."""
 
 from tunnel.show.evidence import check, contrast, fit, forecasts, ladder, recommendation, verdicts
+from tunnel.show.governance import audit, promotion, rolled_back, verified
 from tunnel.show.words import out
 from tunnel.show.work import (
     bundle,
@@ -13,11 +14,13 @@ from tunnel.show.work import (
     rerun,
     run,
     status,
+    submitted,
     targets,
     trained,
 )
 
 __all__ = [
-    "bundle", "check", "contrast", "doctor", "extended", "fit", "forecasts", "ladder", "next_runs", "out", "plan",
-    "progress", "prunable", "recommendation", "rerun", "run", "status", "targets", "trained", "verdicts",
+    "audit", "bundle", "check", "contrast", "doctor", "extended", "fit", "forecasts", "ladder", "next_runs", "out",
+    "plan", "progress", "promotion", "prunable", "recommendation", "rerun", "rolled_back", "run", "status",
+    "submitted", "targets", "trained", "verdicts", "verified",
 ]  # fmt: skip

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from decimal import Decimal
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 WIDE = 160  # columns where there is no terminal to ask
-out = Console() if sys.stdout.isatty() else Console(width=WIDE)
+# what is in brackets is text: a question is no markup
+out = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, emoji=False)
 BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -49,7 +51,7 @@ def table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     out.print(shown)
 
 
-def money(amount: float, currency: str) -> str:
+def money(amount: float | Decimal, currency: str) -> str:
     return f"{amount:,.2f} {currency}"
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from tunnel.show.evidence import check, ladder, recommendation
-from tunnel.show.words import duration, join, money, number, out, size, sparkline, table
+from tunnel.show.words import duration, join, money, number, out, share, size, sparkline, table
 from tunnel.sweeps import sweep
+from tunnel.sweeps.limits import figure
+from tunnel.sweeps.status import Live
 
 QUIET_SECONDS = 15.0  # between lines where there is no terminal
 
@@ -23,13 +25,14 @@ def progress() -> Iterator[sweep.Watch]:
         yield lines()
         return
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn()]
-    with Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=out) as bars:
+    with Progress(*columns, TextColumn("ETA {task.fields[eta]}"), console=out) as bars:
         tasks: dict[str, TaskID] = {}
 
-        def watch(live: sweep.Live) -> None:
+        def watch(live: Live) -> None:
             if live.stage not in tasks:
-                tasks[live.stage] = bars.add_task(live.stage, total=live.total, state="")
-            bars.update(tasks[live.stage], total=live.total, completed=min(live.now(), live.total), state=state(live))
+                tasks[live.stage] = bars.add_task(live.stage, total=live.total, state="", eta="")
+            task, done = tasks[live.stage], min(live.now(), live.total)
+            bars.update(task, total=live.total, completed=done, state=state(live), eta=eta(live))
 
         yield watch
 
@@ -37,7 +40,7 @@ def progress() -> Iterator[sweep.Watch]:
 def lines() -> sweep.Watch:
     said: dict[str, float] = {}
 
-    def watch(live: sweep.Live) -> None:
+    def watch(live: Live) -> None:
         clock = time.monotonic()
         over = live.finished >= live.planned
         if clock - said.get(live.stage, 0.0) < QUIET_SECONDS and not (over and said.get(live.stage) != -1):
@@ -47,14 +50,17 @@ def lines() -> sweep.Watch:
         said[live.stage] = -1 if over else clock
         share = min(live.now() / live.total, 1.0) if live.total else 1.0
         spent = clock - live.started
-        left = live.left()
-        eta = "unknown" if left is None else duration(left)
-        out.print(f"{live.stage}: {100 * share:.0f}%, {state(live)}, {duration(spent)} so far, ETA {eta}")
+        out.print(f"{live.stage}: {100 * share:.0f}%, {state(live)}, {duration(spent)} so far, ETA {eta(live)}")
 
     return watch
 
 
-def state(live: sweep.Live) -> str:
+def eta(live: Live) -> str:
+    left = live.left()
+    return "unknown" if left is None else duration(left)
+
+
+def state(live: Live) -> str:
     best = f", best {live.best:.4f}" if live.best is not None else ""
     bad = f", {live.diverged} diverged" if live.diverged else ""
     return f"{live.finished}/{live.planned} trials{best}{bad}"
@@ -72,7 +78,22 @@ def plan(p: dict[str, Any]) -> None:
     ]
     table("Shapes, each at its longest D", ["stage", "shape", "N", "D", "6ND", "full FLOPs", "full / 6ND"], shapes)
     spent = f"{p['flops']:.3g} FLOPs, {duration(p['seconds'])} of one device, {money(p['cost'], p['currency'])}"
-    out.print(f"proxies: {p['runs']:,} readings, {spent}")
+    out.print(f"proxies: {p['runs']:,} readings, {spent}; {of_target(p)}")
+    if "eta_seconds" in p:
+        out.print(f"device time at the pace that was measured here; for what is left: ETA {duration(p['eta_seconds'])}")
+    limits(p["limits"])
+
+
+def of_target(found: dict[str, Any]) -> str:
+    share = found["of_target"]
+    return f"{100 * share['cost']:.3g}% of the target's cost, {100 * share['flops']:.3g}% of its FLOPs"
+
+
+def limits(rows: list[dict[str, Any]]) -> None:
+    """What is taken, or would be, of the study's limits."""
+    for r in rows:
+        said = f"budget.{r['name']}: {figure(r['taken'])} of {figure(r['limit'])} {r['unit']} ({100 * r['share']:.3g}%)"
+        out.print(said, style="yellow" if r["share"] > 0.8 else None)
 
 
 def stage_row(s: dict[str, Any], currency: str) -> list[Any]:
@@ -116,10 +137,18 @@ def status(s: dict[str, Any]) -> None:
     table("Trials", list(s["trials"]), [list(s["trials"].values())])
     table("Stages", ["stage", "planned", "done"], [[n, v["planned"], v["done"]] for n, v in s["stages"].items()])
     t = s["tokens"]
-    share = f" ({t['trained'] / t['from_scratch']:.2f} of it)" if t["from_scratch"] else ""
-    out.print(f"{s['readings']:,} readings from {t['trained']:,} tokens; from scratch: {t['from_scratch']:,}{share}")
-    spent = f"{s['flops']:.3g} FLOPs in {duration(s['seconds'])} of training, {money(s['cost'], s['currency'])}"
-    out.print(f"{spent}; ETA {duration(s['eta_seconds'])}")
+    part = f" ({t['trained'] / t['from_scratch']:.2f} of it)" if t["from_scratch"] else ""
+    out.print(f"{s['readings']:,} readings from {t['trained']:,} tokens; from scratch: {t['from_scratch']:,}{part}")
+    rows = [
+        [state, r["spans"], duration(r["seconds"]), share(r["share"]), money(r["cost"], s["currency"])]
+        for state, r in s["held"].items()
+    ]
+    if rows:
+        table("What the devices were held for", ["by", "spans", "device time", "share", "cost"], rows)
+    spent = f"{s['flops']:.3g} FLOPs in {duration(s['training_seconds'])} of training"
+    held = f"{duration(s['seconds'])} of one device, {money(s['cost'], s['currency'])}, {of_target(s)}"
+    out.print(f"{spent}; held {held}; ETA {duration(s['eta_seconds'])}")
+    limits(s["limits"])
     forgetting(s.get("forgetting", []))
 
 
@@ -157,6 +186,10 @@ def targets(found: dict[str, Any]) -> None:
 
 
 def bundle(found: dict[str, Any]) -> None:
+    if "model" in found:
+        exact = "bit for bit" if found["exact"] else "made again on another machine, near the record's"
+        out.print(f"{found['model']} model in {found['out']}, {exact}: {join(found['files'])}")
+        return
     fidelity = found.get("fidelity", {})
     out.print(f"{found['target']} bundle in {found['out']}: {join(found['files'])}")
     out.print(
@@ -172,6 +205,15 @@ def trained(r: dict[str, Any]) -> None:
         else f"diverged at {r['diverged_at']:,} tokens"
     )
     out.print(f"{r['stage']}: {r['status']}, {loss}, {r['D']:,} tokens in {duration(r['seconds'])}")
+
+
+def submitted(found: dict[str, Any]) -> None:
+    """A job that was begun, and how to follow it from anywhere."""
+    out.print(f"job {found['job']}: {found['command']}", soft_wrap=True)
+    for what, command in found["follow"].items():
+        out.print(f"  {what:<7} {command}", soft_wrap=True)
+    for name in found["environment"]:
+        out.print(f"the cluster's head must have {name} in the environment that it was started in", soft_wrap=True)
 
 
 def extended(s: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from tunnel.study.models import (
     Decay,
     Limit,
     Model,
+    Notify,
     Price,
     Resources,
     Rungs,
@@ -20,6 +21,6 @@ from tunnel.study.reading import load, parse, read_text, schema
 from tunnel.study.revision import changes
 
 __all__ = [
-    "Budget", "Data", "Decay", "Limit", "Model", "Price", "Resources", "Rungs", "Sampler", "Stage", "Study", "Target",
-    "Then", "Train", "changes", "load", "parse", "read_text", "schema",
+    "Budget", "Data", "Decay", "Limit", "Model", "Notify", "Price", "Resources", "Rungs", "Sampler", "Stage", "Study",
+    "Target", "Then", "Train", "changes", "load", "parse", "read_text", "schema",
 ]  # fmt: skip

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
 from tunnel.schedule import HALF_LIFE
 from tunnel.space import (
@@ -14,35 +13,14 @@ from tunnel.space import (
     Choice,
     Range,
     Scalar,
-    amount,
     check_lengths,
     check_rules,
     check_scalar,
     parse_space,
-    whole,
 )
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # names become paths: one allow-list before any is made
-
-
-def listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def once(values: tuple[object, ...]) -> tuple[object, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError("names a value twice")
-    return values
-
-
-Once = AfterValidator(once)  # what stands twice would be asked once, and waited for twice
-Tokens = Annotated[int, BeforeValidator(whole), Field(gt=0)]
-Positive = Annotated[float, BeforeValidator(amount), Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from tunnel.study.means import Resources, StageResources, check_server
+from tunnel.study.money import Limit, Notify, Price
+from tunnel.study.values import Frozen, Name, Once, Positive, Text, Tokens, listed
 
 
 class Then(Frozen):
@@ -51,9 +29,9 @@ class Then(Frozen):
     model_config = ConfigDict(populate_by_name=True)
 
     at: Tokens = Field(alias="from")
-    corpus: str = "files"
+    corpus: Text = "files"
     paths: tuple[str, ...] = ()
-    text: str = "text"
+    text: Text = "text"
     share: float = Field(1.0, gt=0, le=1)  # of the sequences from there on
 
     @model_validator(mode="after")
@@ -66,10 +44,10 @@ class Then(Frozen):
 class Data(Frozen):
     """What is read, and how it becomes tokens."""
 
-    corpus: str = "stdlib"  # stdlib | files | a datasets name
+    corpus: Text = "stdlib"  # stdlib | files | a datasets name
     paths: tuple[str, ...] = ()  # of corpus "files": txt, jsonl, parquet; globs allowed
-    text: str = "text"  # the column of jsonl, parquet and hub rows
-    tokenizer: str = "bytes"  # bytes | a transformers tokenizer, by name or folder
+    text: Text = "text"  # the column of jsonl, parquet and hub rows
+    tokenizer: Text = "bytes"  # bytes | a transformers tokenizer, by name or folder
     vocab: int = Field(256, gt=1)
     held_out: float = Field(0.05, gt=0, lt=0.5)  # of the documents, by the hash of their name
     eval_tokens: Tokens = 32_768
@@ -138,29 +116,6 @@ class Target(Frozen):
     precision: Literal["fp32", "bf16"] | None = None
 
 
-class Resources(Frozen):
-    """What one trial takes, and where the trials run."""
-
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    backend: Literal["ray", "inline"] = "ray"  # inline: the same loop in this process
-    pack: int = Field(1, ge=1, le=256)  # trials of one shape that a worker trains as one batched model
-
-
-class Price(Frozen):
-    """What an hour of the device costs and does; `plan` and `status` multiply with it."""
-
-    device: str = "CPU core"
-    flops_per_second: Positive = 1e10  # peak of one device
-    mfu: float = Field(1.0, gt=0, le=1)  # the share of the peak that training reaches
-    per_hour: float = Field(0.0, ge=0)
-    currency: str = "USD"
-
-
-class Limit(Frozen):
-    max_hours: float | None = Field(None, gt=0)
-
-
 class Budget(Frozen):
     """How many trials, and how long each: exactly one of tokens, tokens_per_param, flops."""
 
@@ -215,9 +170,10 @@ class Stage(Frozen):
     name: Name
     kind: Literal["search", "ladder", "batch", "verdict", "noise"]
     after: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
-    space: dict[str, Any] = {}
+    space: dict[str, Any] = Field(default_factory=dict)
     budget: Budget = Budget()
     sampler: Sampler = Sampler()
+    resources: StageResources = StageResources()
     shapes: Annotated[tuple[tuple[int, int], ...], Once] = ()
     fan: Annotated[tuple[float, ...], Once] = ()
     batches: Annotated[tuple[Tokens, ...], Once] = ()
@@ -304,14 +260,25 @@ class Study(Frozen):
     resources: Resources = Resources()
     price: Price = Price()
     budget: Limit = Limit()
+    notify: Notify | None = None
+    storage: str | None = None  # postgresql://user@host/database, for a team's asks; default: SQLite in the folder
+    storage_password_env: str = Field("TUNNEL_DB_PASSWORD", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
     stage: tuple[Stage, ...] = Field(min_length=1)
-    small: dict[str, Any] = {}
+    small: dict[str, Any] = Field(default_factory=dict)
 
     def stage_named(self, name: str) -> Stage:
         return next(s for s in self.stage if s.name == name)
 
+    def resources_of(self, stage: Stage) -> Resources:
+        """What a stage's workers take: its own words, and the study's for the rest."""
+        return self.resources.model_copy(update=stage.resources.model_dump(exclude_none=True))
+
     @model_validator(mode="after")
     def consistent(self) -> Study:
+        if self.storage is not None:
+            check_server(self.storage)  # here, and not of the field: an error of the field would show a password
+        if self.budget.max_cost is not None and not self.price.per_hour:
+            raise ValueError("budget.max_cost needs a price.per_hour above 0")
         names: list[str] = []
         for stage in self.stage:
             if stage.name in names:

@@ -10,10 +10,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from tunnel.errors import UserError
-from tunnel.study.models import NAME, Study
+from tunnel.study import secret
+from tunnel.study.models import Study
+from tunnel.study.values import NAME
 
-LARGEST_FILE = 1 << 20  # bytes of a study file
-SECRET = re.compile(r"(password|secret|token|api_?key)$", re.I)  # keys that hold one are refused
+LARGEST_FILE = 1 << 16  # bytes; a long study file has 5,000  *assumed*
+DEEPEST = 16  # tables in tables: the deepest key that there is has 5  *derived*
+KEY = r"""[ \t]*+(?:"[^"\n]*+"|'[^'\n]*+'|[\w-]++)[ \t]*+"""
+DEEP = re.compile(rf"(?:\.{KEY}){{{DEEPEST + 1}}}")  # tomllib takes minutes for 30,000 dots in a key  *measured here*
+WHOLE_BELOW = 1 << 63  # TOML's integers have 64 bits: toml.io/en/v1.0.0#integer
+# Control characters, lone surrogates, marks of direction: they make a terminal or a page show other than what is there.
+HIDDEN = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 def load(path: str | Path, *, small: bool = False) -> Study:
@@ -43,11 +50,14 @@ def read_text(path: Path) -> str:
 
 def parse(text: str, file: str | Path, *, small: bool = False) -> Study:
     """Builds the study from TOML text; `file` is for the error's line."""
+    if deep := DEEP.search(text):
+        line = text.count("\n", 0, deep.start()) + 1
+        raise UserError(f"is nested more than {DEEPEST} deep", file=file, key=f"line {line}")
     try:
         tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # tomllib's own errors, and Python's at a number of 5,000 digits
         raise UserError(f"is not TOML: {e or 'nested too deeply'}", file=file) from None
-    refuse_secrets(tables, file)
+    refuse(tables, file)
     if small:
         if not tables.get("small"):
             raise UserError("has no [small] table for --scale small", file=file)
@@ -59,16 +69,27 @@ def parse(text: str, file: str | Path, *, small: bool = False) -> Study:
         raise one_line(e, file, tables) from None
 
 
-def refuse_secrets(table: object, file: object, key: str = "") -> None:
-    """Secrets come from the environment, by name; a study file is copied, shown and logged."""
-    if isinstance(table, dict):
-        for k, v in table.items():
-            if SECRET.search(k) and isinstance(v, str) and k not in ("token",):
-                raise UserError("looks like a secret: keep it in the environment", file=file, key=f"{key}{k}")
-            refuse_secrets(v, file, f"{key}{k}.")
-    elif isinstance(table, list):
-        for v in table:
-            refuse_secrets(v, file, key)
+def refuse(tables: dict[str, Any], file: object) -> None:
+    """Raises UserError for what no key may hold: secrets, hidden characters, numbers beyond 64 bits, nests."""
+    left: list[tuple[str, object]] = [("", tables)]
+    while left:  # no recursion: a line may nest thirty thousand tables
+        key, value = left.pop()
+        rule = ""
+        if key.count(".") > DEEPEST:
+            raise UserError(f"is nested more than {DEEPEST} deep", file=file, key=key[:20] + "...")
+        if isinstance(value, dict):
+            left += [(f"{key}.{k}".lstrip("."), v) for k, v in value.items()]
+            rule = "has a key with a hidden character" if any(map(HIDDEN.search, value)) else ""
+        elif isinstance(value, list):
+            left += [(f"{key}.{i}", v) for i, v in enumerate(value)]
+        elif broken := secret.refused(key, value):
+            raise UserError(broken, file=file, key=key)  # and never the value
+        elif isinstance(value, str):
+            rule = "holds a hidden character" if HIDDEN.search(value) else ""
+        elif isinstance(value, int) and abs(value) >= WHOLE_BELOW:
+            rule = "is beyond 64 bits"
+        if rule:
+            raise UserError(rule, file=file, key=key or None, value=None if isinstance(value, dict) else value)
 
 
 def replace(tables: dict[str, Any], key: str, value: Any, file: object) -> None:
@@ -77,7 +98,7 @@ def replace(tables: dict[str, Any], key: str, value: Any, file: object) -> None:
     *path, last = key.split(".")
     for part in path:
         if isinstance(here, list):
-            here = next((t for t in here if t.get("name") == part), None)
+            here = next((t for t in here if isinstance(t, dict) and t.get("name") == part), None)
         elif isinstance(here, dict):
             here = here.get(part)
         if here is None:

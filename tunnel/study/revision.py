@@ -6,7 +6,10 @@ from typing import Any
 
 from tunnel.study.models import Decay, Study
 
-FREE = {"question", "resources", "price", "budget", "small"}  # no reading depends on them
+# No reading depends on them. pydantic's way to say which: the key, and of each stage its resources.
+FREE: dict[str, Any] = dict.fromkeys(
+    ("question", "resources", "price", "budget", "notify", "storage", "storage_password_env", "small"), True
+) | {"stage": {"__all__": {"resources"}}}
 RUNGS = {"tokens", "tokens_per_param"}
 GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan", "decays", "then"} | RUNGS
 IMPLIED: dict[str, list[Any]] = {"fan": [1.0], "decays": [Decay().model_dump()]}  # what an empty list stands for

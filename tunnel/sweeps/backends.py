@@ -6,28 +6,28 @@ and what survives a kill, is `tunnel.training.forks`' affair.
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from tunnel.errors import Stopped
+from tunnel.folder import fence, trouble
 from tunnel.folder.store import Store
 from tunnel.run import Trial
 from tunnel.study import Data, Resources
-from tunnel.sweeps import hands
+from tunnel.sweeps import hands, tokens
 from tunnel.training import data as corpora
 from tunnel.training.forks import Event
+from tunnel.training.memory import OutOfMemory
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # that ask for an end; SIGUSR1 is Slurm's warning
+AGAIN = 1.0  # seconds until the interrupt after that is repeated: Python drops one that falls into a callback
 PATIENCE = 7.0  # seconds for the workers to save at their step, of the 10 that a sweep may take to stop
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk without room says
 
 
 class Queue(Protocol):
@@ -38,6 +38,9 @@ class Queue(Protocol):
 
     def left(self) -> int:
         """How many are not handed out yet, as far as is known."""
+
+    def handed(self, numbers: Sequence[int]) -> None:
+        """A worker starts with these trials."""
 
     def event(self, number: int, event: Event) -> bool:
         """A slice of a trial, or a reading, has ended; answers whether the trial goes on."""
@@ -55,6 +58,7 @@ class Work:
     seq_len: int
     reads: bool
     pack: int = 1  # trials of one shape that share their steps (`tunnel.training.pack`), at most
+    gpu_memory: float = 1.0  # the fraction of a GPU's memory that a worker may take
 
     def corpus(self) -> corpora.Corpus | None:
         return corpora.opened(self.data, self.seq_len) if self.reads else None
@@ -66,12 +70,27 @@ class Work:
 
 
 def run(
-    queue: Queue, work: Work, resources: Resources, *, address: str | None = None, max_concurrent: int | None = None
+    queue: Queue,
+    work: Work,
+    resources: Resources,
+    *,
+    address: str | None = None,
+    max_concurrent: int | None = None,
+    workers: int = 1,
 ) -> None:
-    """Runs the queue empty. Raises Stopped on a signal that asks for it, or a full disk; what is done is kept."""
+    """Runs the queue empty, each trial over so many workers (more than one: with Ray Train).
+
+    Raises Stopped on a signal that asks for it, or a full disk; what is done is kept.
+    """
     try:
-        with stoppable(work.stop):
-            if resources.backend == "inline" and address is None:
+        fence.close_all(Path(work.folder))
+        with trouble.stops(), stoppable(work.stop):
+            if workers > 1:
+                environment(address)
+                from tunnel.sweeps import on_train
+
+                on_train.run(queue, work, resources, address, workers)
+            elif resources.backend == "inline" and address is None:
                 inline(queue, work)
             else:
                 environment(address)
@@ -80,10 +99,6 @@ def run(
                 on_ray.run(queue, work, resources, address, max_concurrent)
     except KeyboardInterrupt:
         raise Stopped(INTERRUPTED) from None
-    except OSError as e:
-        if e.errno not in FULL:
-            raise
-        raise Stopped(no_space(e)) from None
 
 
 INTERRUPTED = "interrupted; the same command goes on"
@@ -98,7 +113,7 @@ def stoppable(stop: Path) -> Iterator[None]:
         if stop.exists():
             raise KeyboardInterrupt
         stop.touch()
-        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE, AGAIN)
 
     main = threading.current_thread() is threading.main_thread()
     before: dict[signal.Signals, Any] = {s: signal.signal(s, ask) for s in (*SIGNALS, signal.SIGALRM)} if main else {}
@@ -109,11 +124,10 @@ def stoppable(stop: Path) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
         for s, handler in before.items():
             signal.signal(s, handler)
+        asked = stop.exists()
         stop.unlink(missing_ok=True)
-
-
-def no_space(e: OSError) -> str:
-    return f"no space left on the disk ({e.filename or 'while writing'}); make room, and the same command goes on"
+    if asked:  # when all was done already: what comes next is not begun
+        raise Stopped(INTERRUPTED)
 
 
 def inline(queue: Queue, work: Work) -> None:
@@ -124,14 +138,22 @@ def inline(queue: Queue, work: Work) -> None:
     corpus, keep = work.corpus(), Store(work.folder)
     handed = hands.Hands(queue, work.pack)
     while hand := handed.next():
-        for number, event in hands.events(hand, keep, corpus):
-            goes_on = event is None or queue.event(number, event)
-            if event is not None and work.stop.exists():
-                raise Stopped(INTERRUPTED)
-            if event is None or not goes_on:
-                queue.ended(number, None)
-            if not goes_on:  # one by itself: what is judged is not packed
-                break
+        left = {t.number: t for t in hand}
+        try:
+            for number, event in hands.events(hand, keep, corpus):
+                goes_on = event is None or queue.event(number, event)
+                if event is not None and work.stop.exists():
+                    raise Stopped(INTERRUPTED)
+                if event is None or not goes_on:
+                    left.pop(number)
+                    queue.ended(number, None)
+                if not goes_on:  # one by itself: what is judged is not packed
+                    break
+        except OutOfMemory as e:
+            if len(hand) > 1:
+                handed.again += left.values()
+            else:
+                queue.ended(hand[0].number, str(e))
 
 
 def environment(address: str | None) -> None:
@@ -141,11 +163,8 @@ def environment(address: str | None) -> None:
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_DISABLE_SIGINT_HANDLER="1",
         RAY_AIR_NEW_OUTPUT="0",
+        TUNE_GLOBAL_CHECKPOINT_S="inf",  # of the controller: a snapshot of all trials, which nobody reads
+        TUNE_MAX_PENDING_TRIALS_PG="1000000",  # all workers start at once: our searcher knows how many there are
     )
     if address is None:
-        token = corpora.cache() / "ray-token"
-        token.parent.mkdir(parents=True, exist_ok=True)
-        if not token.exists():
-            with open(os.open(token, os.O_CREAT | os.O_WRONLY, 0o600), "w") as f:
-                f.write(secrets.token_hex(32))
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token))
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(tokens.own()))

@@ -10,6 +10,7 @@ import tomlkit
 
 from tunnel import plan, study
 from tunnel.errors import UserError, about
+from tunnel.folder import audit
 from tunnel.space import UNITS, whole
 from tunnel.study import Rungs, Stage, Study
 from tunnel.sweeps import sweep
@@ -38,6 +39,7 @@ def extend(
     with about(keep.path("study.toml")):
         plan.plan(revised)
     sweep.revise(text, keep, small=scaled)
+    audit.note(keep.root, "extended", tokens=tokens, rungs={name: rung for name, (_, rung) in added.items()})
     return {**sweep.sweep(revised, keep, **how), "extended": {name: rung for name, (_, rung) in added.items()}}
 
 

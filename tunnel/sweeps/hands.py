@@ -8,7 +8,7 @@ from typing import Protocol
 
 from tunnel.folder.store import Store
 from tunnel.run import Trial
-from tunnel.training import forks
+from tunnel.training import forks, memory
 from tunnel.training.data import Corpus
 
 
@@ -21,6 +21,9 @@ class Source(Protocol):
     def left(self) -> int:
         """How many are not handed out yet, as far as is known."""
 
+    def handed(self, numbers: Sequence[int]) -> None:
+        """A worker starts with these trials."""
+
 
 class Hands:
     """Takes a queue's trials as many at a time as fit into one pack, evenly over the workers.
@@ -31,10 +34,16 @@ class Hands:
     def __init__(self, queue: Source, pack: int, workers: int = 1) -> None:
         self.queue, self.pack, self.workers = queue, pack, workers
         self.waiting: Trial | None = None
-        self.again: list[Trial] = []  # their worker died: each by itself now, whichever it was that killed it
+        self.again: list[Trial] = []  # their worker died or had no room: each by itself now, whichever was the cause
 
     def next(self) -> list[Trial]:
         """The next hand; empty where there is nothing left."""
+        hand = self.drawn()
+        if hand:
+            self.queue.handed([t.number for t in hand])
+        return hand
+
+    def drawn(self) -> list[Trial]:
         if self.again:
             return [self.again.pop()]
         first, self.waiting = self.waiting or self.queue.next(), None
@@ -53,10 +62,20 @@ class Hands:
 
 
 def events(hand: Sequence[Trial], keep: Store, corpus: Corpus | None) -> Iterator[tuple[int, forks.Event | None]]:
-    """What the trials of a hand say, with their numbers; None where one has ended. Raises as `forks.grow` does.
+    """What the trials of a hand say, with their numbers; None where one has ended.
 
-    One that could share its steps takes them as a pack does, also by itself: a trial's bits do not depend on its hand.
+    Raises Stopped as `forks.grow` does, OutOfMemory where they do not fit this machine.
     """
+    try:
+        yield from trained(hand, keep, corpus)
+    except (RuntimeError, MemoryError) as e:
+        if not memory.is_out_of_memory(e):
+            raise
+        raise memory.OutOfMemory(memory.line(hand[0].trunk, len(hand))) from None
+
+
+def trained(hand: Sequence[Trial], keep: Store, corpus: Corpus | None) -> Iterator[tuple[int, forks.Event | None]]:
+    """One that could share its steps takes them as a pack does, also alone: its bits do not depend on its hand."""
     if all(forks.packable(hand[0].trunk, t.trunk) for t in hand):
         from tunnel.training.pack import Together  # only now: it imports torch
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tunnel import families
-from tunnel.answers import counterfactual, forecasts, ladder
-from tunnel.errors import Stopped, UserError
-from tunnel.folder import store
+from tunnel.answers import counterfactual, forecasts, recommend
+from tunnel.errors import Stopped
+from tunnel.folder import audit, store
 from tunnel.folder.store import Store
 from tunnel.run import RunSpec, Trial
 from tunnel.study import Study
 from tunnel.sweeps import backends, sweep
-from tunnel.training import data
+from tunnel.sweeps.status import Live
 from tunnel.training.forks import Event, Progress
 
 
@@ -23,31 +23,33 @@ def train(
     keep: Store,
     target: str | None = None,
     *,
+    seeds: Sequence[int] = (),
+    workers: int = 1,
     address: str | None = None,
     watch: sweep.Watch | None = None,
 ) -> dict[str, Any]:
-    """Trains the target as one Ray trial, or goes on with it; returns its record as a dictionary.
+    """Trains the target on Ray, or goes on with it; returns its record as a dictionary.
 
-    Raises UserError where nothing was recommended or the data changed since, Stopped where it was interrupted.
+    `workers`: how many share every batch, which is as recommended whatever their number. `seeds`: further ones, that
+    the same run is trained at too, for `promote`; told as `seeds` {seed: loss}. Raises UserError where nothing was
+    recommended or the data changed since, Stopped where it was interrupted.
     """
-    goal = ladder.target_named(asked, target)
-    name = "recommendation.json" if goal is asked.target[0] else f"recommendation.{goal.name}.json"
-    told = store.read_json(keep.path(name))
-    if told is None:
-        raise UserError(
-            "has no recommendation yet: `tunnel recommend` first", file=keep.root, key=f"target.{goal.name}"
-        )
+    goal, told = recommend.stored(asked, keep, target)
     run = RunSpec.model_validate(told["run"])
-    trial = Trial(stage=f"target:{goal.name}", number=0, runs=(run,))
-    if keep.record(run.fingerprint) is None:
+    runs = {s: run.replaced(trunk=run.trunk.replaced(seed=s)) for s in (run.trunk.seed, *seeds)}
+    trials = [Trial(stage=f"target:{goal.name}", number=i, runs=(r,)) for i, r in enumerate(runs.values())]
+    left = [t for t in trials if keep.record(t.runs[0].fingerprint) is None]
+    if left:
 
         def begin() -> None:
             forecasts.begin(keep, goal.name, run.fingerprint)
 
-        grown(asked, keep, [trial], address=address, watch=watch, begin=begin)
-    record = keep.record(run.fingerprint)
-    assert record is not None
-    return record.model_dump(mode="json")
+        grown(asked, keep, left, address=address, watch=watch, begin=begin, workers=workers)
+    records = {s: keep.record(r.fingerprint) for s, r in runs.items()}
+    own = records[run.trunk.seed]
+    assert own is not None
+    losses = {str(s): r.loss for s, r in records.items() if r is not None}
+    return {**own.model_dump(mode="json"), **({"seeds": losses} if seeds else {})}
 
 
 def contrast(
@@ -78,16 +80,18 @@ def grown(
     address: str | None,
     watch: sweep.Watch | None,
     begin: Callable[[], None] = lambda: None,
+    workers: int = 1,
 ) -> None:
     """Trains full-size trials, `begin` being called when the folder is held and nothing has started."""
     work = backends.Work(str(keep.root.resolve()), asked.data, asked.model.seq_len, families.load(asked.family).reads)
     with keep.driver():
-        corpus, source = work.corpus(), trials[0].trunk.source
-        if corpus is not None and corpus.of(source).hash != data.identity(source):
-            raise UserError("the corpus changed since the proxies read it", key="data.corpus", value=asked.data.corpus)
+        corpus = work.corpus()
+        if corpus is not None:
+            corpus.hold([trials[0].trunk.source])
         queue = TargetQueue(trials, keep, watch)
         begin()
-        backends.run(queue, work, asked.resources, address=address)
+        audit.note(keep.root, "trained", stage=trials[0].stage, runs=[t.runs[0].fingerprint for t in trials])
+        backends.run(queue, work, asked.resources, address=address, workers=workers)
         keep.path("progress.json").unlink(missing_ok=True)
         keep.write_readings()
     if queue.error:
@@ -100,7 +104,7 @@ class TargetQueue:
     def __init__(self, trials: Sequence[Trial], keep: Store, watch: sweep.Watch | None) -> None:
         self.keep, self.watch, self.error = keep, watch, ""
         self.waiting, self.flops = list(trials), {t.number: flops_of(t) for t in trials}
-        self.live = sweep.Live(trials[0].stage, len(trials), sum(self.flops.values()))
+        self.live = Live(trials[0].stage, len(trials), sum(self.flops.values()))
         self.shown = 0.0
 
     def next(self) -> Trial | None:
@@ -112,6 +116,9 @@ class TargetQueue:
 
     def left(self) -> int:
         return len(self.waiting)
+
+    def handed(self, numbers: Sequence[int]) -> None:
+        """The limits are the proxies'; a target's time is its record's."""
 
     def event(self, number: int, event: Event) -> bool:
         if isinstance(event, Progress):

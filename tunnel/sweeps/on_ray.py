@@ -1,4 +1,4 @@
-"""The Ray Tune backend: a searcher that hands out a queue's trials, and a Trainable that trains them. Ray's one home.
+"""The Ray Tune backend: a searcher that hands out a queue's trials, and a Trainable that trains them.
 
 Tune has no state to keep: a trial that is started again, after its worker died, goes on from its trunk's last
 checkpoint on disk. Imported by `tunnel.sweeps.backends` only, once the environment is set.
@@ -8,34 +8,37 @@ from __future__ import annotations
 
 import logging
 import signal
-import socket
 import tempfile
-import threading
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from tunnel.errors import Stopped, UserError
+from tunnel.errors import Stopped
+from tunnel.folder import fence
 from tunnel.folder.store import Store
-from tunnel.run import Trial
+from tunnel.folder.trouble import FULL, no_space
+from tunnel.run import Record, Trial
 from tunnel.study import Resources
-from tunnel.sweeps import hands
-from tunnel.sweeps.backends import FULL, INTERRUPTED, SIGNALS, Queue, Work, no_space
+from tunnel.sweeps import cluster, hands
+from tunnel.sweeps.backends import INTERRUPTED, SIGNALS, Queue, Work
 from tunnel.training.forks import Progress
+from tunnel.training.memory import OutOfMemory
 
+log = logging.getLogger(__name__)
 RETRIES = 2  # of a trial whose worker died or raised, before it has FAILED
-ANSWER_SECONDS = 5.0  # for the first word from a cluster
-OBJECT_STORE = 100 * 2**20  # bytes; trials pass nothing through it
 
 
 def run(queue: Queue, work: Work, resources: Resources, address: str | None, max_concurrent: int | None) -> None:
     """Runs the queue empty on a cluster, as many trials at a time as fit. Raises Stopped where a disk was full."""
-    search = FromQueue(queue, work, max_concurrent or max(int(cpus_of(address) // resources.cpus), 1))
+    there = cluster.joined(address)
+    work = replace(work, gpu_memory=resources.memory)
+    search = FromQueue(queue, work, max_concurrent or resources.places(there))
     with tempfile.TemporaryDirectory(prefix="tunnel-tune-") as scratch:
         tuner = tune.Tuner(
             tune.with_resources(Proxy, {"CPU": resources.cpus, "GPU": resources.gpus}),
@@ -50,47 +53,22 @@ def run(queue: Queue, work: Work, resources: Resources, address: str | None, max
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                failure_config=tune.FailureConfig(max_failures=0),  # another attempt is ours to open
                 checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             ),
         )
-        tuner.fit()
+        with cluster.watched():
+            tuner.fit()
     if search.stopped:
         raise Stopped(search.stopped)
 
 
-def cpus_of(address: str | None) -> float:
-    """Joins a cluster, or starts a local one that lives as long as this process; returns its CPUs."""
-    for name in ("ray", "ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if not ray.is_initialized():
-        if address is not None:
-            require_answer(address)
-        options: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
-        handlers = {s: signal.getsignal(s) for s in SIGNALS}
-        try:
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, TimeoutError, ValueError) as e:
-            raise UserError(f"no Ray cluster answers ({type(e).__name__})", key="--address", value=address) from None
-        install(handlers)  # Ray's own handler of SIGTERM would abort the driver
-    return ray.cluster_resources().get("CPU", 1)
+@dataclass(frozen=True)
+class Held:
+    """What a worker has: trials that have not ended, and the attempt that it may write under."""
 
-
-def install(handlers: dict[signal.Signals, Any]) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for s, handler in handlers.items():
-            signal.signal(s, handler)
-
-
-def require_answer(address: str) -> None:
-    """Raises UserError where nothing listens at host:port: Ray itself would try for a minute."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto", or a name that Ray resolves
-    try:
-        socket.create_connection((host, int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as e:
-        raise UserError(f"no Ray cluster answers ({e})", key="--address", value=address) from None
+    trials: dict[int, Trial]
+    attempt: Path
 
 
 class FromQueue(Searcher):
@@ -100,50 +78,80 @@ class FromQueue(Searcher):
         super().__init__(metric="rung", mode="max")
         self.queue, self.work, self.live = queue, work, live
         self.hands = hands.Hands(queue, work.pack, live)
-        self.running: dict[str, dict[int, Trial]] = {}  # the hands, by Tune's name
+        self.running: dict[str, Held] = {}  # by Tune's name
+        self.again: list[list[Trial]] = []  # hands whose worker died
+        self.errors: dict[str, str] = {}  # of the attempts that failed
         self.deaths: Counter[int] = Counter()
         self.stopped: str | None = None
         self.handlers = {s: signal.getsignal(s) for s in SIGNALS}
 
     def suggest(self, trial_id: str) -> Any:
-        install(self.handlers)  # Tune takes SIGUSR1 for itself when it begins
+        cluster.install(self.handlers)  # Tune takes SIGUSR1 for itself when it begins
         if self.work.stop.exists():
             self.stopped = self.stopped or INTERRUPTED
         if self.stopped:
             return Searcher.FINISHED
         if len(self.running) >= self.live:
             return None
-        hand = self.hands.next()
+        hand = self.again.pop() if self.again else self.hands.next()
         if not hand:
             return None if self.running else Searcher.FINISHED
-        self.running[trial_id] = {t.number: t for t in hand}
-        return {"trials": [t.model_dump_json() for t in hand], "work": self.work}
+        attempt = fence.open_attempt(Path(self.work.folder))
+        self.running[trial_id] = Held({t.number: t for t in hand}, attempt)
+        return {"trials": [t.model_dump_json() for t in hand], "work": self.work, "attempt": attempt}
 
     def goes_on(self, trial_id: str, result: dict[str, Any]) -> bool:
         """What the queue says of a result; Tune asks its scheduler first, and then may not tell its searcher."""
-        hand = self.running.get(trial_id, {})
-        if result.get("ended") in hand:
-            hand.pop(result["ended"])
-            self.queue.ended(result["ended"], None)
-        if result.get("number") in hand:
-            return self.queue.event(result["number"], result["event"])
-        return True
+        hand = self.running[trial_id].trials if trial_id in self.running else {}
+        if result.get("number") not in hand:
+            return True
+        number, event = result["number"], result["event"]
+        if not self.queue.event(number, event):
+            return False
+        if isinstance(event, Record) and event.fingerprint_of == hand[number].runs[-1].fingerprint:
+            hand.pop(number)
+            self.queue.ended(number, None)
+        return bool(hand)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        hand = self.running.pop(trial_id, {})
-        if "stopped" in (result or {}):
-            self.stopped = self.stopped or (result or {})["stopped"]
+        held, said = self.running.pop(trial_id, None), result or {}
+        if held is None:
+            return
+        fence.close_attempt(held.attempt)  # before its trials are anybody else's
+        if "stopped" in said:
+            self.stopped = self.stopped or said["stopped"]
             with suppress(OSError):  # of a full disk
                 self.work.stop.touch()  # the other workers too
-            return  # left as it is: the next sweep goes on with it
-        if error and self.stopped:
+        elif (error or "overtaken" in said) and not self.stopped:  # overtaken and heard: somebody cleared `attempts/`
+            self.failed(list(held.trials.values()), self.errors.pop(trial_id, said.get("overtaken", "")))
+        elif not error:
+            self.done(list(held.trials.values()), said.get("too large"))
+        # what is left as it is the next sweep goes on with
+
+    def done(self, trials: list[Trial], too_large: str | None) -> None:
+        if too_large and len(trials) > 1:
+            self.hands.again += trials
             return
-        for number, trial in hand.items():
-            self.deaths[number] += error
-            if error and self.deaths[number] <= RETRIES:
-                self.hands.again.append(trial)  # Tune gives one up at once whose worker died before it was seen to run
-            else:
-                self.queue.ended(number, "its worker failed" if error else None)
+        for trial in trials:
+            self.queue.ended(trial.number, too_large)
+
+    def failed(self, trials: list[Trial], error: str) -> None:
+        """Their worker died or raised: they are tried again `RETRIES` times, together and then each by itself."""
+        if not trials:
+            return
+        self.deaths.update(t.number for t in trials)
+        deaths, numbers = self.deaths[trials[0].number], ", ".join(str(t.number) for t in trials)
+        why = (error.strip().splitlines() or ["it did not say why"])[-1].strip()
+        if deaths > RETRIES:
+            log.warning("trial %s: its worker failed, for good: %s", numbers, error)
+            for trial in trials:
+                self.queue.ended(trial.number, f"its worker failed: {why}")
+            return
+        log.warning("trial %s: its worker failed, and another one goes on: %s", numbers, why)
+        if deaths == 1:
+            self.again.append(trials)
+        else:
+            self.hands.again += trials
 
     def save(self, checkpoint_path: str) -> None:
         """The queue's own database is the truth."""
@@ -165,6 +173,10 @@ class Judge(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         return TrialScheduler.CONTINUE if self.search.goes_on(trial.trial_id, result) else TrialScheduler.STOP
 
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        path = trial.error_file  # on this host; where results go, and `get_error` looks, Tune copies it later
+        self.search.errors[trial.trial_id] = Path(path).read_text() if path and Path(path).exists() else ""
+
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
@@ -177,6 +189,8 @@ class Proxy(tune.Trainable):
             import torch
 
             torch.set_num_threads(1)
+            if torch.cuda.is_available():  # a fraction of a GPU is bookkeeping to Ray: its memory is shared here
+                torch.cuda.set_per_process_memory_fraction(config["work"].gpu_memory)
         self.begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -186,21 +200,23 @@ class Proxy(tune.Trainable):
     def begin(self, config: dict[str, Any]) -> None:
         work: Work = config["work"]
         hand = [Trial.model_validate_json(t) for t in config["trials"]]
-        self.events = hands.events(hand, Store(work.folder), work.corpus())
-        self.rung, self.left = 0, len(hand)
+        self.events = hands.events(hand, Store(work.folder, config["attempt"]), work.corpus())
+        self.rung = 0
 
     def step(self) -> dict[str, Any]:
         try:
-            number, event = next(self.events)
+            number, event = next((n, e) for n, e in self.events if e is not None)  # the last record is an end, too
         except Stopped as e:
             return {"rung": self.rung, "stopped": str(e), "done": True}
+        except fence.Overtaken as e:
+            log.warning("%s", e)  # for who reads a worker's log: its driver listens no more
+            return {"rung": self.rung, "overtaken": str(e), "done": True}
+        except OutOfMemory as e:
+            return {"rung": self.rung, "too large": str(e), "done": True}
         except OSError as e:
             if e.errno not in FULL:
                 raise
             return {"rung": self.rung, "stopped": no_space(e), "done": True}
-        if event is None:
-            self.left -= 1
-            return {"rung": self.rung, "ended": number, "done": self.left == 0}
         self.rung = event.tokens if isinstance(event, Progress) else event.D
         return {"rung": self.rung, "number": number, "event": event}
 

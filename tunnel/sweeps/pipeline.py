@@ -8,7 +8,7 @@ from typing import Any
 
 from tunnel import export, families
 from tunnel.answers import forecasts, ladder, recommend
-from tunnel.folder import store
+from tunnel.folder import audit, store
 from tunnel.sweeps import launch, sweep
 
 Say = Callable[[str], None]
@@ -37,9 +37,10 @@ def run(
     name, span = told["target"]["name"], f"{told['low']:.4f} to {told['high']:.4f}"
     say(f"forecast for {name}: {told['forecast']:.4f} ({span}), registered")
     to = "hf" if hasattr(families.load(asked.family), "config_dict") else "json"
-    bundle = keep.path("export", to)
+    bundle = export.place(keep.root, to)
     if store.read_json(bundle / "recommendation.json") != told:
         export.export(told, to, bundle, force=True)
+        audit.note(keep.root, "exported", to=to, out=str(bundle))
     say("training the target")
     launch.train(asked, keep, address=address, watch=watch)
     checked = forecasts.check(keep, told["target"]["name"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel import plan
-from tunnel.folder import store
+from tunnel.folder import audit, store
 from tunnel.folder.files import discard, size
 from tunnel.folder.store import Store, intact
 from tunnel.run import RunSpec
@@ -49,6 +49,7 @@ def prune(asked: Study, keep: Store, agreed: Callable[[dict[str, Any]], bool]) -
         for trunk in keep.path("trunks").glob("*"):
             if not any(trunk.iterdir()):
                 trunk.rmdir()
+        audit.note(keep.root, "pruned", bytes=told["bytes"])
         return {**told, "freed": True}
 
 

@@ -9,16 +9,18 @@ import math
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tunnel import families, plan
 from tunnel.errors import UserError
 from tunnel.families import Arrays, Grown
+from tunnel.folder import environment
 from tunnel.folder.store import Store
 from tunnel.run import Record, Trial
 from tunnel.study import Study
 from tunnel.sweeps.status import Live, Watch
-from tunnel.training import data, forks
+from tunnel.training import forks
 
 WATCH_SECONDS = 1.0  # between words to the watcher
 Difference = dict[str, Any]  # what, where (tokens, tensor), and the two values
@@ -28,7 +30,7 @@ def rerun(asked: Study, keep: Store, run: str, *, watch: Watch | None = None) ->
     """Trains a recorded run again and compares it; `run` is its fingerprint, or enough of its beginning.
 
     Returns equal, first_difference {what, tokens, tensor, recorded, again} or None, compared, skipped, and as `other`
-    the versions and the host that are not as they were. Raises UserError where no run, or several, begin so, or where
+    what of environment and host is not as it was. Raises UserError where no run, or several, begin so, or where
     the corpus changed.
     """
     record = named(keep, run)
@@ -36,19 +38,12 @@ def rerun(asked: Study, keep: Store, run: str, *, watch: Watch | None = None) ->
     reads = families.load(trunk.family).reads
     corpus = plan.opened(asked) if reads else None
     corpus = corpus.of(trunk.source) if corpus is not None else None
-    if corpus is not None and corpus.hash != data.identity(trunk.source):
-        raise UserError("the corpus changed since the run read it", key="data.corpus", value=asked.data.corpus)
     if reads:
         from tunnel.training.train import one_thread  # only now: it imports torch
 
         one_thread()
     grown = families.load(trunk.family).grown(trunk, corpus)
-    step = grown.step
-    if record.packed:
-        from tunnel.training.pack import stepper  # a pack of one: the same bits as among others
-
-        step = stepper(grown)
-    at_fork, alive = trained(grown, step, record, watch)
+    at_fork, alive = trained(grown, record, watch)
     loss = grown.evaluate() if alive else math.inf
     again: dict[str, Any] = {"loss": None, "diverged_at": grown.tokens}
     if math.isfinite(loss):
@@ -64,7 +59,7 @@ def rerun(asked: Study, keep: Store, run: str, *, watch: Watch | None = None) ->
         "differences": len(differences),
         "compared": ["loss", *record.final, *(["trunk"] if kept and at_fork else [])],
         "skipped": [] if kept and at_fork else ["trunk: its checkpoint at the fork point is not there any more"],
-        "other": other(record),
+        "other": other(keep.root, record),
         "loss": again["loss"],
         "D": record.D,
     }
@@ -80,10 +75,18 @@ def named(keep: Store, run: str) -> Record:
     return record
 
 
-def trained(
-    grown: Grown, step: Callable[[float], bool], record: Record, watch: Watch | None
-) -> tuple[tuple[Arrays, dict[str, Any]] | None, bool]:
+def stepper(grown: Grown, record: Record) -> Callable[[float], bool]:
+    """How the recorded run took its steps."""
+    if not record.packed:
+        return grown.step
+    from tunnel.training.pack import stepper  # a pack of one: the same bits as among others
+
+    return stepper(grown)
+
+
+def trained(grown: Any, record: Record, watch: Watch | None) -> tuple[tuple[Arrays, dict[str, Any]] | None, bool]:
     """Trains to the end, or to where it diverges; returns the state at the fork point, and whether it lived."""
+    step = stepper(grown, record)
     run, live, alive, at_fork, said = record.run, Live("rerun", 1), True, None, 0.0
     per_token = record.flops / record.D
     live.total = record.flops
@@ -92,6 +95,9 @@ def trained(
         if grown.tokens == run.decay_start:
             arrays, meta = grown.state()
             at_fork = {k: v.copy() for k, v in arrays.items()}, meta
+        if grown.tokens == record.halved_at:
+            grown.halve()
+            step = stepper(grown, record)
         alive = step(run.multiplier(grown.tokens))
         if watch is not None and time.monotonic() - said > WATCH_SECONDS:
             said = time.monotonic()
@@ -139,8 +145,11 @@ def difference(what: str, tokens: int, tensor: str | None, recorded: Any, again:
     return {"what": what, "tokens": tokens, "tensor": tensor, "recorded": recorded, "again": again}
 
 
-def other(record: Record) -> dict[str, list[str | None]]:
-    """Versions and host that are not the recorded ones: [recorded, here]."""
-    here = {**forks.versions(), "host": socket.gethostname()}
-    then = {**record.versions, "host": record.host}
-    return {k: [then.get(k), here.get(k)] for k in sorted(then.keys() | here.keys()) if then.get(k) != here.get(k)}
+def other(root: Path, record: Record) -> environment.Other:
+    """What of the environment is not as it was recorded: [recorded, here]."""
+    kept = environment.kept(root, record.environment)
+    here = environment.here() if kept else environment.versions()  # of 0.3 and before there are the versions alone
+    then = {**kept, **record.versions, "host": record.host}
+    if record.environment and not kept:
+        then["environment"] = f"{record.environment}, of which the file is gone"
+    return environment.differences(then, {**here, "host": socket.gethostname()})

@@ -57,13 +57,24 @@ class Corpus:
         return found
 
     def of(self, source: Source) -> Corpus:
-        """The corpus as a trunk read it; raises UserError where data that joined the trunk no longer joins."""
+        """The corpus as a trunk read it; raises UserError where it changed, or data that joined no longer joins.
+
+        A source without a hash takes any corpus.
+        """
         wanted = {(j.at, j.share, j.source.corpus_hash) for j in source.then}
         then = tuple(j for j in self.then if (j.at, j.share, j.corpus.hash) in wanted)
         if len(then) < len(source.then):
             raise UserError("no longer holds the data that joined an earlier run", key="data.then")
         first = self.hash.split("+")[0]
+        if source.corpus_hash not in ("", first):
+            more = "put it back as it was, or try --out"
+            raise UserError(f"the corpus changed since the run read it: {more}", key="data.corpus", value=self.name)
         return replace(self, then=then, hash="+".join([first, *(j.corpus.hash for j in then)]))
+
+    def hold(self, sources: Iterable[Source]) -> None:
+        """Raises UserError where this is not the corpus that was read by runs with these sources."""
+        for source in sources:
+            self.of(source)
 
     def sequences(self, seed: int, first: int, n: int, seq_len: int) -> np.ndarray:
         """Sequences first … first + n − 1 of the run's order, each seq_len + 1 tokens (int64).
@@ -269,7 +280,7 @@ def tokenizer(data: Data) -> tuple[Callable[[str], Iterable[int]], Any]:
     from transformers import AutoTokenizer
 
     try:
-        tok = AutoTokenizer.from_pretrained(data.tokenizer)
+        tok = AutoTokenizer.from_pretrained(data.tokenizer, trust_remote_code=False)  # its folder may hold code
     except (OSError, ValueError) as e:
         raise UserError(
             f"is not a tokenizer here ({type(e).__name__})", key="data.tokenizer", value=data.tokenizer

@@ -9,19 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import platform
 import socket
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from typing import Any, Literal, TypeVar
 
 from tunnel import families
 from tunnel.errors import Stopped
 from tunnel.families import Arrays, Grown
-from tunnel.folder import store
+from tunnel.folder import environment, store
 from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Trial, TrunkSpec
 from tunnel.schedule import warmup_multiplier
@@ -30,7 +27,6 @@ from tunnel.training.data import Corpus
 SAVE_SECONDS = 60.0  # at most this much training is lost to a kill
 LOOK_SECONDS = 0.5  # between looks for the file that asks everybody to stop
 SLICE_SECONDS = 2.0  # a slice's least length; a long run reports every 2% of what it has run
-RECORDED_VERSIONS = ("torch", "transformers", "optuna", "ray", "numpy")
 
 
 @dataclass(frozen=True)
@@ -51,16 +47,18 @@ class Step:
 
 
 Event = Progress | Record
+Made = Callable[[TrunkSpec, Corpus | None], Grown]
 Said = TypeVar("Said")
 End = TypeVar("End")
 
 
-def grow(trial: Trial, keep: Store, corpus: Corpus | None) -> Iterator[Event]:
+def grow(trial: Trial, keep: Store, corpus: Corpus | None, made: Made | None = None) -> Iterator[Event]:
     """Trains a trial, a slice at a time; yields its progress, and a Record per run, in the order of the forks.
 
-    Raises Stopped where the folder's file `stop` asks for it; what was trained until then is kept.
+    `made`: where its model comes from; its family otherwise. Raises Stopped where the folder's file `stop` asks for
+    it; what was trained until then is kept.
     """
-    return alone(stepwise(trial, keep, corpus))
+    return alone(stepwise(trial, keep, corpus, made=made))
 
 
 def alone(steps: Generator[Said | Step, bool | None, End]) -> Generator[Said, None, End]:
@@ -79,10 +77,10 @@ def alone(steps: Generator[Said | Step, bool | None, End]) -> Generator[Said, No
 
 
 def stepwise(
-    trial: Trial, keep: Store, corpus: Corpus | None, packed: int = 0
+    trial: Trial, keep: Store, corpus: Corpus | None, packed: int = 0, made: Made | None = None
 ) -> Generator[Event | Step, bool | None, None]:
     """What `grow` does, but for the steps: these it asks for. `packed`: how many trials share them (see `pack`)."""
-    work = Work(trial, keep, corpus, packed)
+    work = Work(trial, keep, corpus, packed, made)
     for run in trial.runs:
         recorded = keep.record(run.fingerprint)
         if recorded is not None:
@@ -99,9 +97,12 @@ def stepwise(
 class Work:
     """One trial being trained: its model, where its trunk is, what was trained and how long it took."""
 
-    def __init__(self, trial: Trial, keep: Store, corpus: Corpus | None, packed: int = 0) -> None:
+    def __init__(
+        self, trial: Trial, keep: Store, corpus: Corpus | None, packed: int = 0, made: Made | None = None
+    ) -> None:
         self.trial, self.keep, self.corpus, self.packed = trial, keep, corpus, packed
         self.family = families.load(trial.trunk.family)
+        self.made: Made = made or self.family.grown
         self.name, self.batch = trial.trunk.fingerprint, trial.trunk.settings.batch_tokens
         self.grown: Grown | None = None
         self.trained = 0  # tokens since the last record
@@ -122,7 +123,7 @@ class Work:
         """The model in a kept state, or at its start; a process that goes on counts what the one before had trained."""
         first = self.grown is None
         if self.grown is None or kept is None:
-            self.grown = self.family.grown(self.trial.trunk, self.corpus)
+            self.grown = self.made(self.trial.trunk, self.corpus)
         if kept is not None:
             self.grown.restore(*kept)
             if kept[1].get("rolling"):
@@ -174,7 +175,7 @@ class Work:
                 self.draw()
                 yield progress("decay", grown)
         self.draw()
-        loss = grown.evaluate() if alive else math.inf
+        loss = grown.evaluate(self.pause) if alive else math.inf
         return loss if math.isfinite(loss) else None
 
     def measured(self, run: RunSpec, loss: float | None) -> Record:
@@ -198,16 +199,18 @@ class Work:
             tokens_trained=self.trained,
             diverged_at=(self.dead_at or self.grown.tokens) if loss is None and self.grown is not None else None,
             tau=s.batch_tokens / (s.lr * s.weight_decay * run.tokens) if s.weight_decay else None,
-            slices={} if loss is None or self.grown is None else self.grown.slices(),
+            slices={} if loss is None or self.grown is None else self.grown.slices(self.pause),
             final={} if loss is None or self.grown is None else digests(*self.grown.state()),
             stability=None if loss is None or self.grown is None else self.grown.stability(),
             started=self.started,
             seconds=(clock - self.clock) / max(self.packed, 1),  # its share
             packed=self.packed,
+            halved_at=None if self.grown is None else self.grown.halved_at,
             host=socket.gethostname(),
-            versions=versions(),
+            versions=environment.versions(),
+            environment=environment.keep(self.keep.root),
         )
-        self.keep.write_record(record)
+        record = self.keep.write_record(record)
         if self.rolling is not None and self.rolling[0] == run.fingerprint:
             self.drop_rolling()
         self.trained, self.started, self.clock = 0, store.now(), clock
@@ -220,6 +223,11 @@ class Work:
             self.looked_at = clock
             self.stopping = self.keep.path("stop").exists()
         return self.stopping or clock - self.saved_at > SAVE_SECONDS
+
+    def pause(self) -> None:
+        """Between two parts of an evaluation, which may be long: what was trained before it must not be lost."""
+        if self.due_to_save():
+            self.roll(self.curve[0])
 
     def due_to_report(self) -> bool:
         clock = time.monotonic()
@@ -290,14 +298,3 @@ def digests(arrays: Arrays, meta: dict[str, Any]) -> dict[str, str]:
         digest.update(value.tobytes())
     found["cursor"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
     return {part: digest.hexdigest()[:16] for part, digest in found.items()}
-
-
-@cache
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in RECORDED_VERSIONS:
-        try:
-            found[name] = version(name)
-        except ImportError:  # a worker need not have them all
-            continue
-    return found

@@ -23,6 +23,7 @@ from tunnel.run import Trial
 from tunnel.training import forks
 from tunnel.training.data import Corpus
 from tunnel.training.forks import packable
+from tunnel.training.memory import fitted
 from tunnel.training.train import Trained
 
 log = logging.getLogger(__name__)
@@ -52,19 +53,28 @@ class Pack:
         positions = torch.arange(first.trunk.body.seq_len, device=self.device)[None]
         cos, sin = (x[0].chunk(2, -1)[0] for x in model.model.rotary_emb(torch.zeros(1, device=self.device), positions))
         self.turn = torch.complex(cos, sin)[:, None]  # (seq_len, 1, head_dim / 2)
+        if any(m.halved_at is not None for m in members):
+            self.halve()
 
     def step(self, multipliers: Sequence[float]) -> list[bool]:
         """Trains a batch of every member at its multiplier of its peak; False for those that have diverged."""
         batch = torch.stack([m.batch() for m in self.members])
         if not self.captured:
             self.capture(batch)
-        losses = self.work(batch)
+        losses = fitted(lambda: self.work(batch), self.halve)
         for name, stack in self.weights.items():
             assert stack.grad is not None
             for own, gradient in zip(self.named, stack.grad, strict=True):
                 own[name].grad = gradient
             stack.grad = None
         return [m.update(x, f) for m, x, f in zip(self.members, losses, multipliers, strict=True)]
+
+    def halve(self) -> bool:
+        """As `Trained.halve`, of all members: they go through the model together."""
+        self.work, self.captured = self.backward, self.device.type != "cuda"
+        for stack in self.weights.values():
+            stack.grad = None
+        return any([m.halve() for m in self.members])
 
     def capture(self, batch: torch.Tensor) -> None:
         """From here on a step is a CUDA graph, or, where this device and these sizes have none, what it was."""
@@ -76,9 +86,9 @@ class Pack:
 
     def backward(self, batch: torch.Tensor) -> torch.Tensor:
         """Every member's loss on its part of (members, n, seq_len + 1), and the gradients of all."""
-        trunk, losses = self.members[0].trunk, torch.zeros(len(self.members), device=self.device)
-        for part in batch.split(trunk.settings.micro_batch_tokens // trunk.body.seq_len, dim=1):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=trunk.settings.precision == "bf16"):
+        first, losses = self.members[0], torch.zeros(len(self.members), device=self.device)
+        for part in batch.split(first.at_a_time, dim=1):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=first.trunk.settings.precision == "bf16"):
                 part_losses = self.losses(part) * (part.shape[1] / batch.shape[1])
             part_losses.sum().backward()
             losses += part_losses.detach()

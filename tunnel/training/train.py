@@ -21,6 +21,7 @@ from tunnel import transfer
 from tunnel.families import Arrays
 from tunnel.run import Stability, TrunkSpec
 from tunnel.training.data import Corpus
+from tunnel.training.memory import fitted
 
 CHECK_EVERY = 10  # steps between looks for divergence: a look waits for the device
 HOPELESS = 2.0  # × log(vocab), the loss of a uniform guess: above it, after warmup, a run has diverged  *assumed*
@@ -46,10 +47,12 @@ class Trained:
         keep_memory()
         s = trunk.settings
         self.trunk, self.corpus, self.tokens = trunk, corpus, 0
+        self.halved_at: int | None = None
         self.rows: list[tuple[int, float, float, float]] = []
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(trunk.seed)
         self.model = build().to(self.device)
+        self.forward: torch.nn.Module = self.model  # what a training loss goes through
         self.groups = grouped(self.model, roles, trunk)
         initialise(self.groups, trunk)
         self.optimizer = torch.optim.AdamW(
@@ -68,14 +71,38 @@ class Trained:
 
     def step(self, multiplier: float) -> bool:
         """Trains one batch at `multiplier` times the peak; False where the run has diverged."""
-        s, batch = self.trunk.settings, self.batch()
-        loss = torch.zeros((), device=self.device)
-        for part in batch.split(s.micro_batch_tokens // self.trunk.body.seq_len):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=s.precision == "bf16"):
+        batch = self.batch()
+        return self.update(fitted(lambda: self.backward(batch), self.halve), multiplier)
+
+    def backward(self, batch: torch.Tensor) -> torch.Tensor:
+        """The batch's loss; its gradients are left in the parameters."""
+        loss, bf16 = torch.zeros((), device=self.device), self.trunk.settings.precision == "bf16"
+        for part in batch.split(self.at_a_time):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                 part_loss = self.loss(part) * (len(part) / len(batch))
             part_loss.backward()
             loss += part_loss.detach()
-        return self.update(loss, multiplier)
+        return loss
+
+    @property
+    def at_a_time(self) -> int:
+        """Sequences that go through the model at a time."""
+        n = self.trunk.settings.micro_batch_tokens // self.trunk.body.seq_len
+        return n if self.halved_at is None else -(-n // 2)
+
+    def halve(self) -> bool:
+        """From this step on half as many sequences go through the model at a time; False where that is no help.
+
+        The step is the same but for rounding, so the run keeps its identity; its record says from when. (Not so with
+        dropout: a pass that did not fit has drawn its masks.)
+        """
+        if self.halved_at is not None or self.at_a_time == 1:
+            return False
+        self.halved_at = self.tokens
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return True
 
     def batch(self) -> torch.Tensor:
         """The next step's sequences, each of seq_len + 1 tokens."""
@@ -112,25 +139,26 @@ class Trained:
 
     def loss(self, sequences: torch.Tensor) -> torch.Tensor:
         """Mean next-token cross-entropy in nats."""
-        logits = self.model(input_ids=sequences[:, :-1], use_cache=False).logits
+        logits = self.forward(input_ids=sequences[:, :-1], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
 
-    def evaluate(self) -> float:
+    def evaluate(self, pause: Callable[[], None] = lambda: None) -> float:
         """Held-out loss in nats per token; inf where it is hopeless: a short run ends between two looks."""
-        loss = self.held_out(self.corpus)
+        loss = self.held_out(self.corpus, pause)
         return loss if loss <= self.hopeless else math.inf
 
-    def slices(self) -> dict[str, float]:
+    def slices(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
         """Held-out loss by corpus, where data joined the first: what the model learns, and what it forgets."""
-        return {name: self.held_out(corpus) for name, corpus in self.corpus.slices.items()}
+        return {name: self.held_out(corpus, pause) for name, corpus in self.corpus.slices.items()}
 
     @torch.no_grad()
-    def held_out(self, corpus: Corpus) -> float:
+    def held_out(self, corpus: Corpus, pause: Callable[[], None]) -> float:
         t, model = self.trunk.body.seq_len, cast(Any, self.model)
         sequences = torch.from_numpy(corpus.evaluation(self.trunk.source.eval_tokens, t)).to(self.device)
         model.eval()
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for part in sequences.split(max(EVAL_TOKENS // t, 1)):
+            pause()
             seen = model.model(input_ids=part[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
             for rows, targets in zip(seen.split(EVAL_ROWS), part[:, 1:].flatten().split(EVAL_ROWS), strict=True):
                 logits = model.lm_head(rows).float() / model.config.logits_scaling
@@ -182,7 +210,7 @@ class Trained:
         arrays["smoothed"], arrays["tally"] = self.smoothed.cpu().numpy(), self.tally.cpu().numpy()
         if self.device.type == "cuda":
             arrays["rng_cuda"] = torch.cuda.get_rng_state().numpy()
-        return arrays, {"tokens": self.tokens}
+        return arrays, {"tokens": self.tokens} | ({} if self.halved_at is None else {"halved_at": self.halved_at})
 
     @torch.no_grad()
     def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
@@ -199,7 +227,7 @@ class Trained:
         self.smoothed, self.tally = (
             torch.from_numpy(np.array(arrays[k])).to(self.device) for k in ("smoothed", "tally")
         )
-        self.tokens = meta["tokens"]
+        self.tokens, self.halved_at = meta["tokens"], meta.get("halved_at")
         self.rows = []
 
 

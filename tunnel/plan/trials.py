@@ -1,10 +1,8 @@
-"""From a study to what would run: candidates, trunks, forks, and what they cost. Proxies and target go the same way."""
+"""From a study to its trials: candidates, trunks, forks. Proxies and target go the same way."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -12,7 +10,7 @@ from tunnel import families
 from tunnel.errors import UserError
 from tunnel.run import Body, Joined, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
 from tunnel.schedule import HALF_LIFE, whole_batches
-from tunnel.space import Choice, Range, Scalar
+from tunnel.space import Choice, Scalar
 from tunnel.study import Stage, Study, Target
 from tunnel.training import data
 
@@ -187,158 +185,3 @@ def fork(trunk: TrunkSpec, study: Study, values: Values, rung: float, where: str
         min_ratio=float(values["min_ratio"]),
         half_life=float(values["half_life"]) if shape == "exponential" else HALF_LIFE,
     )
-
-
-# what it would cost
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What one stage (or target) would take: `tokens` trained, and from scratch; FLOPs are the full count."""
-
-    name: str
-    kind: str
-    trials: int
-    runs: int
-    shapes: list[dict[str, Any]]
-    tokens: float
-    from_scratch: float
-    flops: float
-    seconds: float
-    cost: float
-    schedule: list[float] = field(default_factory=list)  # multipliers at even steps through the longest run
-
-
-def plan(study: Study) -> dict[str, Any]:
-    """What the study would run, in FLOPs, device hours and money; starts nothing and reads no corpus.
-
-    Raises UserError for lengths and shapes that do not fit, and for a local corpus that is not there.
-    """
-    if families.load(study.family).reads:
-        data.look(study.data)
-    stages: list[StagePlan] = []
-    for stage in study.stage:
-        before = handed_on(study, stage)
-        trials = sample_trials(study, stage, before)
-        values = {**values_of(study, stage, before), **trials[0].trunk.shape.model_dump(), **biggest(stage)}
-        if "warmup_share" in values:  # the longest that can be handed on
-            values["warmup"] = HANDED_ON_WARMUP
-        trial(study, stage, values)
-        count = trials_planned(stage)
-        stages.append(priced(study, stage.name, stage.kind, trials, count / len(trials)))
-    check_targets(study)
-    last = study.stage[-1]
-    targets = [
-        priced(study, t.name, "target", [target_trial(study, t, values_of(study, last, handed_on(study, last)))], 1)
-        for t in study.target
-    ]
-    return {
-        "question": study.question,
-        "runs": sum(s.runs for s in stages),
-        "flops": sum(s.flops for s in stages),
-        "seconds": sum(s.seconds for s in stages),
-        "cost": sum(s.cost for s in stages),
-        "currency": study.price.currency,
-        "device": study.price.device,
-        "max_hours": study.budget.max_hours,
-        "stages": [vars(s) for s in stages],
-        "targets": [vars(t) for t in targets],
-    }
-
-
-def handed_on(study: Study, stage: Stage) -> dict[str, Scalar]:
-    """What earlier stages are expected to hand on, before they ran: the middle of each range."""
-    values: dict[str, Scalar] = {}
-    for name in stage.after:
-        before = study.stage_named(name)
-        values |= {k: v for k, v in middle(before).items() if k not in ("width", "depth")}
-    return values
-
-
-def middle(stage: Stage) -> dict[str, Scalar]:
-    return {**stage.fixed, **{name: centre(axis) for name, axis in stage.axes.items()}}
-
-
-def centre(axis: Range | Choice) -> Scalar:
-    if isinstance(axis, Choice):
-        return axis.values[0]
-    if axis.log:
-        return math.sqrt(axis.low * axis.high)
-    value = (axis.low + axis.high) / 2
-    return value if axis.step is None else int(axis.low + (value - axis.low) // axis.step * axis.step)
-
-
-def sample_trials(study: Study, stage: Stage, before: Values) -> list[Trial]:
-    """A ladder's trials; of a search, the middle of its space (equal budgets cost the same all over it)."""
-    base = values_of(study, stage, before)
-    listed = candidates(study, stage, before) or [middle(stage)]
-    return [trial(study, stage, {**base, **c}) for c in listed]
-
-
-def trials_planned(stage: Stage) -> int:
-    lists = math.prod(len(a.values) for a in stage.axes.values() if isinstance(a, Choice))
-    listed = len(stage.shapes) * max(len(stage.fan), 1) * max(len(stage.batches), 1) * lists
-    return (stage.budget.trials if stage.kind == "search" else listed) * len(stage.budget.seeds)
-
-
-def priced(study: Study, name: str, kind: str, trials: list[Trial], times: float) -> StagePlan:
-    family, body = families.load(study.family), body_of(study)
-    per_token = [family.flops_per_token(t.trunk.shape, body) for t in trials]
-    flops = times * sum(t.trained * f for t, f in zip(trials, per_token, strict=True))
-    seconds = flops / (study.price.flops_per_second * study.price.mfu)
-    longest = max((r for t in trials for r in t.runs), key=lambda r: r.tokens)
-    return StagePlan(
-        name=name,
-        kind=kind,
-        trials=round(times * len(trials)),
-        runs=round(times * sum(len(t.runs) for t in trials)),
-        shapes=shapes_of(study, trials),
-        tokens=times * sum(t.trained for t in trials),
-        from_scratch=times * sum(t.from_scratch for t in trials),
-        flops=flops,
-        seconds=seconds,
-        cost=seconds / 3600 * study.price.per_hour,
-        schedule=[longest.multiplier(round(longest.tokens * i / 40)) for i in range(40)],
-    )
-
-
-def shapes_of(study: Study, trials: list[Trial]) -> list[dict[str, Any]]:
-    """Each shape once: N, its longest D, 6ND and the full FLOPs of that reading."""
-    family, body = families.load(study.family), body_of(study)
-    rows: dict[str, dict[str, Any]] = {}
-    for t in trials:
-        shape, d = t.trunk.shape, t.rung
-        n = family.count(shape, body)
-        rows[str(shape)] = {
-            "width": shape.width,
-            "depth": shape.depth,
-            "N": n,
-            "D": d,
-            "C": 6.0 * n * d,
-            "flops": family.flops_per_token(shape, body) * d,
-        }
-    return sorted(rows.values(), key=lambda r: r["N"])
-
-
-def check_targets(study: Study) -> None:
-    """A target must be larger than every proxy: the tunnel extrapolates, it does not look up."""
-    family, body = families.load(study.family), body_of(study)
-    largest, where = 0, ""
-    for stage in study.stage:
-        widths = [{"width": w, "depth": d} for w, d in stage.shapes] or [biggest(stage)]
-        for shape in widths:
-            if {"width", "depth"} <= set(shape) and (n := family.count(shape_of(shape), body)) > largest:
-                largest, where = n, stage.name
-    for target in study.target:
-        n = family.count(Shape(width=target.width, depth=target.depth, kv_heads=target.kv_heads), body)
-        if n < largest:
-            raise UserError(
-                f"has {n:,} parameters, fewer than the largest proxy of stage {where} ({largest:,})",
-                key=f"target.{target.name}",
-            )
-
-
-def biggest(stage: Stage) -> dict[str, Any]:
-    """The corner where lengths fit least: the largest shape, the longest warmup and decay, the fewest FLOPs."""
-    ranges = {k: a for k, a in stage.axes.items() if isinstance(a, Range)}
-    return {**stage.fixed, **{k: a.low if k == "flops" else a.high for k, a in ranges.items()}}

@@ -1,0 +1,114 @@
+"""The full-size run over several workers: Ray Train places them, the first one leads (`training.parallel`).
+
+Where a worker or a node dies, Ray Train starts all workers again, and the leader goes on from the trunk's last
+checkpoint; nothing of the state is Ray's.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.queue import Queue as Mailbox
+
+from tunnel.errors import Stopped
+from tunnel.folder import fence
+from tunnel.folder.store import Store
+from tunnel.folder.trouble import FULL, no_space
+from tunnel.run import Trial
+from tunnel.study import Resources
+from tunnel.sweeps import cluster
+from tunnel.sweeps.backends import Queue, Work
+from tunnel.sweeps.on_ray import RETRIES
+
+SILENCE = 6 * 3600  # seconds that followers wait for their leader, who evaluates and saves by itself  *assumed*
+
+
+def run(queue: Queue, work: Work, resources: Resources, address: str | None, workers: int) -> None:
+    """Runs the queue's trials one after the other, each over so many workers. Raises Stopped as a sweep does."""
+    cluster.joined(address)
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # of workers that die we tell ourselves
+    while (trial := queue.next()) is not None:
+        queue.handed([trial.number])
+        with Ear(queue, trial.number) as ear, cluster.watched():
+            error = trained(trial, work, resources, workers, ear.mailbox)
+        if ear.stopped:
+            raise Stopped(ear.stopped)
+        queue.ended(trial.number, error)
+
+
+class Ear:
+    """Hears what the leader says, and tells the queue; `stopped` is why it stopped, where it was asked to."""
+
+    def __init__(self, queue: Queue, number: int) -> None:
+        self.queue, self.number, self.stopped = queue, number, ""
+        self.mailbox = Mailbox(actor_options={"num_cpus": 0})
+        self.thread = threading.Thread(target=self.listen, daemon=True)
+
+    def listen(self) -> None:
+        while (said := self.mailbox.get()) is not None:
+            if isinstance(said, str):
+                self.stopped = said
+            else:
+                self.queue.event(self.number, said)
+
+    def __enter__(self) -> Ear:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.mailbox.put(None)
+        self.thread.join()
+        self.mailbox.shutdown()
+
+
+def trained(trial: Trial, work: Work, resources: Resources, workers: int, mailbox: Mailbox) -> str | None:
+    """Trains a trial; why the machine failed it, or None."""
+    gpu = resources.gpus > 0
+    each = {"CPU": resources.cpus, **({"GPU": resources.gpus} if gpu else {})}
+    with tempfile.TemporaryDirectory(prefix="tunnel-train-") as scratch:
+        trainer = TorchTrainer(
+            each_worker,
+            train_loop_config={"trial": trial.model_dump_json(), "work": work, "mailbox": mailbox},
+            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=SILENCE),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=each),
+            run_config=RunConfig(storage_path=scratch, failure_config=FailureConfig(max_failures=RETRIES)),
+        )
+        try:
+            trainer.fit()
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as e:
+            return f"{type(e).__name__}: {str(e).strip().splitlines()[-1][:200]}"
+    return None
+
+
+def each_worker(config: dict[str, Any]) -> None:
+    """A worker's whole task: the first one leads, the others follow."""
+    from tunnel.training import forks, parallel
+    from tunnel.training.train import one_thread
+
+    work: Work = config["work"]
+    one_thread()
+    corpus = work.corpus()
+    if get_context().get_world_rank() > 0:
+        parallel.follow(corpus)
+        return
+    folder, trial = Path(work.folder), Trial.model_validate_json(config["trial"])
+    fence.close_all(folder)  # a leader before us may live on, where its node was cut off
+    try:
+        for event in forks.grow(trial, Store(folder, fence.open_attempt(folder)), corpus, parallel.lead):
+            config["mailbox"].put(event)
+    except fence.Overtaken:
+        return
+    except Stopped as e:
+        config["mailbox"].put(str(e))
+    except OSError as e:
+        if e.errno not in FULL:
+            raise
+        config["mailbox"].put(no_space(e))
+    parallel.end()
