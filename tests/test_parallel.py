@@ -71,7 +71,8 @@ def together(world: int, folder: Path, corpus: data.Corpus, stop_after: int | No
     return sorted(Store(folder).records(), key=lambda r: r.D)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])  # three do not divide four sequences
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 3])  # three do not divide four sequences
 def test_several_processes_train_what_one_does(tmp_path: Path, corpus: data.Corpus, world: int) -> None:
     alone = [e for e in forks.grow(a_trial(), Store(tmp_path / "alone"), corpus) if isinstance(e, Record)]
     found = together(world, tmp_path / "together", corpus)

@@ -224,9 +224,9 @@ class Trained:
         torch.set_rng_state(torch.from_numpy(np.array(arrays["rng"])))
         if self.device.type == "cuda" and "rng_cuda" in arrays:
             torch.cuda.set_rng_state(torch.from_numpy(np.array(arrays["rng_cuda"])))
-        self.smoothed, self.tally = (
-            torch.from_numpy(np.array(arrays[k])).to(self.device) for k in ("smoothed", "tally")
-        )
+        for name in ("smoothed", "tally"):  # a checkpoint of 0.1 has no tally
+            if name in arrays:
+                setattr(self, name, torch.from_numpy(np.array(arrays[name])).to(self.device))
         self.tokens, self.halved_at = meta["tokens"], meta.get("halved_at")
         self.rows = []
 
