@@ -34,6 +34,7 @@ HOMES = {  # a heavy library: who may import it
     "optuna": {"folder/asks", "folder/database", "sampler", "mirror", "proposals", "pareto"},
     "ray": {"sweeps/cluster", "sweeps/on_ray", "sweeps/on_train", "sweeps/submit"},
     "scipy": {"quantiles"},
+    "fsspec": {"folder/remote"},
     "streamlit": {"dashboard"},
     "plotly": {"dashboard"},
 }

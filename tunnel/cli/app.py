@@ -25,6 +25,10 @@ StudyPath = Annotated[Path, typer.Argument(help="A study file, or a study's fold
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output, and nothing else there.")]
 Out = Annotated[Path | None, typer.Option(help="The study's folder; default runs/<name of the study file>.")]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster to run on; default: a local one.")]
+Shared = Annotated[
+    str | None,
+    typer.Option("--shared", help="Where workers write, as a URL (s3://bucket/path), if they share no file system."),
+]
 Concurrent = Annotated[int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")]
 Takeover = Annotated[
     bool, typer.Option("--takeover", help="Take the study from a driver on another host, where that is dead.")

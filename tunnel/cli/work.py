@@ -14,6 +14,7 @@ from tunnel.cli.app import (
     Json,
     Out,
     Scale,
+    Shared,
     StudyPath,
     Takeover,
     TargetName,
@@ -69,6 +70,7 @@ def sweep(
     out: Out = None,
     scale: Scale = "full",
     address: Address = None,
+    shared: Shared = None,
     max_concurrent: Concurrent = None,
     takeover: Takeover = False,
     as_json: Json = False,
@@ -80,7 +82,7 @@ def sweep(
     from tunnel import show
     from tunnel.sweeps import sweep as sweeping
 
-    asked, keep = sweeping.opened(study, out, small=small(scale))
+    asked, keep = sweeping.opened(study, out, small=small(scale), url=shared)
     if takeover:
         keep.take_over()
     with watching(as_json) as watch:
@@ -96,6 +98,7 @@ def submit(
         Path | None, typer.Option(help="The study's folder as the cluster sees it; default runs/<name> from here.")
     ] = None,
     scale: Scale = "full",
+    shared: Shared = None,
     max_concurrent: Concurrent = None,
     takeover: Takeover = False,
     ship: Annotated[
@@ -116,6 +119,7 @@ def submit(
         address,
         out,
         small=small(scale),
+        url=shared,
         max_concurrent=max_concurrent,
         takeover=takeover,
         ship=ship,
@@ -265,6 +269,7 @@ def run(
     out: Out = None,
     scale: Scale = "full",
     address: Address = None,
+    shared: Shared = None,
     max_concurrent: Concurrent = None,
     as_json: Json = False,
 ) -> None:
@@ -280,6 +285,7 @@ def run(
             study,
             out,
             small=small(scale),
+            url=shared,
             address=address,
             max_concurrent=max_concurrent,
             watch=watch,

@@ -47,8 +47,8 @@ def held(path: Path) -> Iterator[None]:
             yield
         finally:
             over.set()
-            beating.join()
             path.unlink(missing_ok=True)  # ours still: nobody else removes a lock that is held
+            beating.join()
     finally:
         os.close(fd)
 

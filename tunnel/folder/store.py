@@ -42,6 +42,7 @@ from tunnel.folder.files import (
     write_text,
 )
 from tunnel.folder.lock import alive, other_driver
+from tunnel.folder.remote import Place
 from tunnel.run import Record, Stability
 from tunnel.training import data
 
@@ -73,11 +74,24 @@ class Store:
     `attempt`: a worker's, which publishes nothing once the driver gave that up (`tunnel.folder.fence`).
     """
 
+    place: Place | None = None  # where else its shared half lies (`tunnel.folder.shared`)
+
     def __init__(self, root: str | Path, attempt: Path | None = None) -> None:
         self.root, self.attempt = Path(root), attempt
 
     def path(self, *parts: str) -> Path:
         return self.root.joinpath(*parts)
+
+    def part(self, *names: str) -> Store:
+        """A folder of its own within this one."""
+        return Store(self.path(*names))
+
+    def remove(self) -> None:
+        """Removes the whole folder."""
+        discard(self.root)
+
+    def close(self) -> None:
+        """Ends a worker's use of it."""
 
     def look(self) -> None:
         """Raises `fence.Overtaken` where this worker may no longer write."""
@@ -109,6 +123,10 @@ class Store:
     def checkpoints(self, trunk: str) -> list[Path]:
         """A trunk's checkpoints, by tokens; the damaged ones too."""
         return sorted(p for p in self.path("trunks", trunk).glob("*") if p.name.isdigit())
+
+    def kept(self, trunk: str) -> list[int]:
+        """The tokens at which a trunk has checkpoints, wherever they lie."""
+        return [int(p.name) for p in self.checkpoints(trunk)]
 
     def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
         from safetensors import SafetensorError
@@ -198,10 +216,13 @@ class Store:
         return self.table([flat(r) for r in self.records()])
 
     def table(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
-        """Rows as `flat` makes them, as `readings` has them."""
-        frame = pd.DataFrame(rows)
-        if not len(frame):
+        """Rows as `flat` makes them, as `readings` has them.
+
+        Their order is the same whatever was measured first: a fit's last bits go by it.
+        """
+        if not rows:
             return pd.DataFrame(columns=[*READING, "shared"])
+        frame = pd.DataFrame(rows).sort_values("fingerprint", ignore_index=True)
         asked = self.shared()
         return frame.assign(shared=[" ".join(s for s in asked if fp in asked[s]) for fp in frame.fingerprint])
 
@@ -242,6 +263,22 @@ class Store:
         lock.free(self.path("driver.lock"))
         if before is not None:
             audit.note(self.root, "took over", driver=before)
+
+    @contextmanager
+    def followed(self, *, here: bool = False) -> Iterator[None]:
+        """While the block's workers write, `here`: in this process. Only for the one that holds the study."""
+        fence.close_all(self.root)
+        yield
+
+    def open_attempt(self) -> Path:
+        return fence.open_attempt(self.root)
+
+    def close_attempt(self, attempt: Path) -> None:
+        fence.close_attempt(attempt)
+
+    def stopping(self) -> bool:
+        """Whether a worker is asked to save and stop."""
+        return self.path("stop").exists()
 
     def tidy(self) -> int:
         """Removes what killed writers left unfinished; returns its bytes. Only for the one that holds the study."""

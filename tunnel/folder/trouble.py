@@ -21,6 +21,10 @@ DATABASE = {  # SQLite's result codes: sqlite.org/rescode.html
 GONE = ("psycopg.OperationalError", "psycopg.InterfaceError")  # of a server; by name, since few have its driver
 
 
+class Unreachable(OSError):
+    """Storage behind a URL does not answer, however often it is asked."""
+
+
 def no_space(e: OSError) -> str:
     return f"no space left on the disk ({e.filename or 'while writing'}); {ROOM}"
 
@@ -28,6 +32,9 @@ def no_space(e: OSError) -> str:
 def said(error: BaseException) -> str | None:
     """What failed, in a line, where the disk or the database is behind an error; None where it is something else."""
     full = next((e for e in behind(error) if isinstance(e, OSError) and e.errno in FULL), None)
+    lost = next((e for e in behind(error) if isinstance(e, Unreachable)), None)
+    if lost is not None:
+        return f"{lost}; the same command goes on"
     return no_space(full) if full else DATABASE.get(sqlite_code(error)) or server_gone(error)
 
 

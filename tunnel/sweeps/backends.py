@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from tunnel import families
 from tunnel.errors import Stopped
-from tunnel.folder import fence, trouble
+from tunnel.folder import fence, shared, trouble
+from tunnel.folder.remote import Place
 from tunnel.folder.store import Store
-from tunnel.run import Trial
-from tunnel.study import Data, Resources
+from tunnel.run import Record, Trial
+from tunnel.study import Data, Resources, Study
 from tunnel.sweeps import hands, tokens
 from tunnel.training import data as corpora
 from tunnel.training.forks import Event
@@ -59,13 +61,36 @@ class Work:
     reads: bool
     pack: int = 1  # trials of one shape that share their steps (`tunnel.training.pack`), at most
     gpu_memory: float = 1.0  # the fraction of a GPU's memory that a worker may take
+    place: Place | None = None  # where workers write, if not in the folder
+
+    @classmethod
+    def of(cls, asked: Study, keep: Store) -> Work:
+        reads = families.load(asked.family).reads
+        return cls(str(keep.root.resolve()), asked.data, asked.model.seq_len, reads, place=keep.place)
 
     def corpus(self) -> corpora.Corpus | None:
         return corpora.opened(self.data, self.seq_len) if self.reads else None
 
+    def opened(self) -> Store:
+        """The folder, in the driver's process."""
+        return shared.opened(self.folder, self.place)
+
+    def store(self, attempt: Path | None = None) -> Store:
+        """Where a worker reads and writes."""
+        if self.place is None:
+            return Store(self.folder, attempt)
+        return shared.Worker(self.place, attempt.name if attempt is not None else None)
+
+    def leading(self) -> Store:
+        """Where a worker does so that closes all attempts but its own: one before it may live on, cut off."""
+        if self.place is not None:
+            return shared.Worker.leading(self.place)
+        fence.close_all(Path(self.folder))
+        return Store(self.folder, fence.open_attempt(Path(self.folder)))
+
     @property
     def stop(self) -> Path:
-        """The file that asks every worker to save and stop."""
+        """The driver's file that asks every worker to save and stop."""
         return Path(self.folder) / "stop"
 
 
@@ -82,15 +107,17 @@ def run(
 
     Raises Stopped on a signal that asks for it, or a full disk; what is done is kept.
     """
+    here = workers == 1 and resources.backend == "inline" and address is None
     try:
-        fence.close_all(Path(work.folder))
-        with trouble.stops(), stoppable(work.stop):
+        with trouble.stops(), stoppable(work.stop), work.opened().followed(here=here):
+            if not here and work.place is not None:
+                queue = Hearing(queue, Store(work.folder))
             if workers > 1:
                 environment(address)
                 from tunnel.sweeps import on_train
 
                 on_train.run(queue, work, resources, address, workers)
-            elif resources.backend == "inline" and address is None:
+            elif here:
                 inline(queue, work)
             else:
                 environment(address)
@@ -99,6 +126,19 @@ def run(
                 on_ray.run(queue, work, resources, address, max_concurrent)
     except KeyboardInterrupt:
         raise Stopped(INTERRUPTED) from None
+
+
+class Hearing:
+    """A queue whose workers' records lie elsewhere: they are kept in the folder before they count."""
+
+    def __init__(self, queue: Queue, keep: Store) -> None:
+        self.queue, self.keep = queue, keep
+        self.next, self.left, self.handed, self.ended = queue.next, queue.left, queue.handed, queue.ended
+
+    def event(self, number: int, event: Event) -> bool:
+        if isinstance(event, Record):
+            self.keep.write_record(event)
+        return self.queue.event(number, event)
 
 
 INTERRUPTED = "interrupted; the same command goes on"
@@ -135,7 +175,7 @@ def inline(queue: Queue, work: Work) -> None:
         from tunnel.training.train import one_thread  # only now: it imports torch
 
         one_thread()  # as on a worker
-    corpus, keep = work.corpus(), Store(work.folder)
+    corpus, keep = work.corpus(), work.opened()
     handed = hands.Hands(queue, work.pack)
     while hand := handed.next():
         left = {t.number: t for t in hand}

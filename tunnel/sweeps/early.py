@@ -12,7 +12,6 @@ from typing import Any
 from tunnel.answers import recommend
 from tunnel.errors import UserError
 from tunnel.families import Arrays
-from tunnel.folder.files import discard
 from tunnel.folder.store import Store
 from tunnel.run import RunSpec, Trial
 from tunnel.study import Study
@@ -42,7 +41,7 @@ def decay_now(
     shorter = decayed(run, meta["tokens"])
     record = keep.record(shorter.fingerprint)
     if record is None:
-        aside = Store(keep.path("early", shorter.fingerprint))
+        aside = keep.part("early", shorter.fingerprint)
         aside.save_state(run.trunk.until(meta["tokens"]).fingerprint, meta["tokens"], arrays, meta)
         trial = Trial(stage=f"target:{goal.name}:early", number=0, runs=(shorter,))
         launch.grown(asked, aside, [trial], address=address, watch=watch, workers=workers)
@@ -51,7 +50,7 @@ def decay_now(
         rows = aside.curve(shorter.fingerprint)
         keep.write_curve(shorter.fingerprint, [] if rows is None else list(rows.itertuples(index=False, name=None)))
         record = keep.write_record(found)
-        discard(aside.root)
+        aside.remove()
     return record.model_dump(mode="json")
 
 
@@ -62,7 +61,7 @@ def last_state(keep: Store, run: RunSpec) -> tuple[Arrays, dict[str, Any]] | Non
     """
     for _ in range(2):
         specs = {run.trunk.until(at).fingerprint for at in (run.decay_start, *(j.at for j in run.trunk.source.then))}
-        there = sorted(((int(p.name), name) for name in specs for p in keep.checkpoints(name)), reverse=True)
+        there = sorted(((tokens, name) for name in specs for tokens in keep.kept(name)), reverse=True)
         for tokens, name in there:
             state = keep.peek(name, tokens) if 0 < tokens <= run.decay_start else None
             if state is not None:

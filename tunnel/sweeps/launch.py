@@ -83,7 +83,7 @@ def grown(
     workers: int = 1,
 ) -> None:
     """Trains full-size trials, `begin` being called when the folder is held and nothing has started."""
-    work = backends.Work(str(keep.root.resolve()), asked.data, asked.model.seq_len, families.load(asked.family).reads)
+    work = backends.Work.of(asked, keep)
     with keep.driver():
         corpus = work.corpus()
         if corpus is not None:

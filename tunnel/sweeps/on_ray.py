@@ -21,7 +21,6 @@ from ray.tune.search import Searcher
 
 from tunnel.errors import Stopped
 from tunnel.folder import fence
-from tunnel.folder.store import Store
 from tunnel.folder.trouble import FULL, no_space
 from tunnel.run import Record, Trial
 from tunnel.study import Resources
@@ -76,7 +75,7 @@ class FromQueue(Searcher):
 
     def __init__(self, queue: Queue, work: Work, live: int) -> None:
         super().__init__(metric="rung", mode="max")
-        self.queue, self.work, self.live = queue, work, live
+        self.queue, self.work, self.live, self.keep = queue, work, live, work.opened()
         self.hands = hands.Hands(queue, work.pack, live)
         self.running: dict[str, Held] = {}  # by Tune's name
         self.again: list[list[Trial]] = []  # hands whose worker died
@@ -96,7 +95,7 @@ class FromQueue(Searcher):
         hand = self.again.pop() if self.again else self.hands.next()
         if not hand:
             return None if self.running else Searcher.FINISHED
-        attempt = fence.open_attempt(Path(self.work.folder))
+        attempt = self.keep.open_attempt()
         self.running[trial_id] = Held({t.number: t for t in hand}, attempt)
         return {"trials": [t.model_dump_json() for t in hand], "work": self.work, "attempt": attempt}
 
@@ -117,7 +116,7 @@ class FromQueue(Searcher):
         held, said = self.running.pop(trial_id, None), result or {}
         if held is None:
             return
-        fence.close_attempt(held.attempt)  # before its trials are anybody else's
+        self.keep.close_attempt(held.attempt)  # before its trials are anybody else's
         if "stopped" in said:
             self.stopped = self.stopped or said["stopped"]
             with suppress(OSError):  # of a full disk
@@ -194,13 +193,15 @@ class Proxy(tune.Trainable):
         self.begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.cleanup()
         self.begin(new_config)
         return True
 
     def begin(self, config: dict[str, Any]) -> None:
         work: Work = config["work"]
         hand = [Trial.model_validate_json(t) for t in config["trials"]]
-        self.events = hands.events(hand, Store(work.folder, config["attempt"]), work.corpus())
+        self.keep = work.store(config["attempt"])
+        self.events = hands.events(hand, self.keep, work.corpus())
         self.rung = 0
 
     def step(self) -> dict[str, Any]:
@@ -222,3 +223,4 @@ class Proxy(tune.Trainable):
 
     def cleanup(self) -> None:
         self.events = iter(())
+        self.keep.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,7 +18,6 @@ from ray.util.queue import Queue as Mailbox
 
 from tunnel.errors import Stopped
 from tunnel.folder import fence
-from tunnel.folder.store import Store
 from tunnel.folder.trouble import FULL, no_space
 from tunnel.run import Trial
 from tunnel.study import Resources
@@ -98,10 +96,9 @@ def each_worker(config: dict[str, Any]) -> None:
     if get_context().get_world_rank() > 0:
         parallel.follow(corpus)
         return
-    folder, trial = Path(work.folder), Trial.model_validate_json(config["trial"])
-    fence.close_all(folder)  # a leader before us may live on, where its node was cut off
+    keep = work.leading()
     try:
-        for event in forks.grow(trial, Store(folder, fence.open_attempt(folder)), corpus, parallel.lead):
+        for event in forks.grow(Trial.model_validate_json(config["trial"]), keep, corpus, parallel.lead):
             config["mailbox"].put(event)
     except fence.Overtaken:
         return
@@ -111,4 +108,6 @@ def each_worker(config: dict[str, Any]) -> None:
         if e.errno not in FULL:
             raise
         config["mailbox"].put(no_space(e))
+    finally:
+        keep.close()
     parallel.end()

@@ -19,6 +19,7 @@ def run(
     out: str | Path | None = None,
     *,
     small: bool = False,
+    url: str | None = None,
     address: str | None = None,
     max_concurrent: int | None = None,
     watch: sweep.Watch | None = None,
@@ -28,7 +29,7 @@ def run(
 
     Returns the folder, `status`, the recommendation, the bundle's folder and the check. Raises UserError and Stopped.
     """
-    asked, keep = sweep.opened(where, out, small=small)
+    asked, keep = sweep.opened(where, out, small=small, url=url)
     say("training the proxies")
     state = sweep.sweep(asked, keep, address=address, max_concurrent=max_concurrent, watch=watch)
     say("fitting the ladder")

@@ -18,6 +18,7 @@ from urllib.parse import SplitResult, urlsplit
 
 import tunnel
 from tunnel.errors import UserError
+from tunnel.folder import remote
 from tunnel.study import Study
 from tunnel.sweeps import sweep, tokens
 
@@ -32,6 +33,7 @@ def submit(
     out: str | Path | None = None,
     *,
     small: bool = False,
+    url: str | None = None,
     max_concurrent: int | None = None,
     takeover: bool = False,
     ship: bool = False,
@@ -50,6 +52,7 @@ def submit(
     folder = os.path.abspath(keep.root)
     options = ["--out", folder, "--address", "auto"]
     options += ["--scale", "small"] if small else []
+    options += ["--shared", remote.plain(url)] if url is not None else []
     options += ["--max-concurrent", str(max_concurrent)] if max_concurrent else []
     options += ["--takeover"] if takeover else []
     call = shlex.join([python, "-m", "tunnel.cli", "sweep", file.name, *options])

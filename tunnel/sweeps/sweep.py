@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import secrets
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tunnel import families, plan, study, tuned
+from tunnel import plan, study, tuned
 from tunnel.errors import Stopped, UserError, about
-from tunnel.folder import audit, database, environment, schema, store, trouble
+from tunnel.folder import audit, database, environment, remote, schema, shared, store, trouble
 from tunnel.folder.store import Store
 from tunnel.space import Scalar
 from tunnel.study import Stage, Study
@@ -43,7 +44,7 @@ def located(where: str | Path, out: str | Path | None = None, *, small: bool = F
                 f"differs from what {root} asked, and a revision may only add; try --out", file=path, key=changed
             )
         require_new(before, asked, Store(root))
-    return asked, Store(root)
+    return asked, shared.opened(root)
 
 
 def require_new(before: Study, asked: Study, keep: Store) -> None:
@@ -59,15 +60,34 @@ def require_new(before: Study, asked: Study, keep: Store) -> None:
         )
 
 
-def opened(where: str | Path, out: str | Path | None = None, *, small: bool = False) -> tuple[Study, Store]:
-    """The study and its folder, made and holding the frozen question; raises UserError before anything is written."""
+def opened(
+    where: str | Path, out: str | Path | None = None, *, small: bool = False, url: str | None = None
+) -> tuple[Study, Store]:
+    """The study and its folder, made and holding the frozen question; raises UserError before anything is written.
+
+    `url`: where its workers shall write, if not there (`tunnel.folder.shared`).
+    """
     asked, keep = located(where, out, small=small)
     with about(where):
         plan.plan(asked)
         plan.opened(asked)
+    keep = keep if url is None else placed(keep, url)
     if Path(where).is_file():
         revise(study.read_text(Path(where)), keep, small=small)
     return asked, keep
+
+
+def placed(keep: Store, url: str) -> Store:
+    """The folder with its shared half at `url`; raises UserError where that lies elsewhere already."""
+    url, resolved = remote.checked(url), store.read_json(keep.path("study.resolved.json"), {})
+    before = keep.place.url if keep.place is not None else str(keep.root)
+    if url == before:
+        return keep
+    if resolved.get("stages"):
+        raise UserError(f"differs: the study began with {before}, and stays; try --out", key="--shared", value=url)
+    place = remote.Place(url, secrets.token_hex(8))
+    store.write_json(keep.path("study.resolved.json"), {**resolved, "shared": asdict(place)})
+    return shared.Shared(keep.root, place)
 
 
 def frozen(root: Path) -> tuple[Study, Store]:
@@ -75,7 +95,7 @@ def frozen(root: Path) -> tuple[Study, Store]:
     if not path.exists():
         raise UserError("is no study's folder: it has no study.toml", file=root)
     schema.of(root)
-    keep = Store(root)
+    keep = shared.opened(root)
     return study.parse(study.read_text(path), path, small=is_small(keep)), keep
 
 
@@ -94,10 +114,11 @@ def revise(text: str, keep: Store, *, small: bool = False) -> None:
         number = len(list(keep.root.glob("study.*.toml"))) + 1
         store.write_text(keep.path(f"study.{number}.toml"), before)
     store.write_text(path, text)
-    resolved = keep.path("study.resolved.json")
-    if not resolved.exists():
+    resolved = store.read_json(keep.path("study.resolved.json"), {})
+    if "scale" not in resolved:
         scale = "small" if small else "full"
-        store.write_json(resolved, {"scale": scale, "schema": schema.SCHEMA, "stages": {}})
+        new = {**resolved, "scale": scale, "schema": schema.SCHEMA, "stages": {}}
+        store.write_json(keep.path("study.resolved.json"), new)
 
 
 def sweep(
@@ -112,13 +133,14 @@ def sweep(
 
     Raises UserError for what the study got wrong, Stopped where the work was interrupted.
     """
-    work = backends.Work(str(keep.root.resolve()), asked.data, asked.model.seq_len, families.load(asked.family).reads)
+    work = backends.Work.of(asked, keep)
     with trouble.stops(), keep.driver(), notify.telling(asked, keep) as tell:
         rebuild.mended(keep, [s.name for s in asked.stage])
         corpus = work.corpus()
         if corpus is not None:
             corpus.hold({r.run.trunk.source for r in keep.records()})
-        began(keep, address=address, max_concurrent=max_concurrent)
+        at = {} if keep.place is None else {"shared": keep.place.url}
+        began(keep, address=address, max_concurrent=max_concurrent, **at)
         database.bind(keep.root, asked.storage, asked.storage_password_env, [s.name for s in asked.stage])
         identity = corpus.hash if corpus is not None else asked.family
         account = Account(asked, keep, tell)

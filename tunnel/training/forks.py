@@ -221,7 +221,7 @@ class Work:
         clock = time.monotonic()
         if clock - self.looked_at > LOOK_SECONDS:
             self.looked_at = clock
-            self.stopping = self.keep.path("stop").exists()
+            self.stopping = self.keep.stopping()
         return self.stopping or clock - self.saved_at > SAVE_SECONDS
 
     def pause(self) -> None:
