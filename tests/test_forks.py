@@ -174,7 +174,7 @@ def test_who_is_asked_to_stop_keeps_its_step(
     tmp_path: Path, corpus: data.Corpus, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forks, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(forks, "SLICE_SECONDS", -1.0)  # a slice a step, so that the test can stop it anywhere
+    monkeypatch.setattr(forks.Work, "due_to_report", lambda self: True)  # each step, so that it can be stopped anywhere
     keep, trial = Store(tmp_path), Trial(stage="s", number=0, runs=(run_spec(trunk_spec(), 20, 10),))
     phase, at = ("trunk", 12) if when == "in the trunk" else ("decay", 24)
     events = forks.grow(trial, keep, corpus)

@@ -218,7 +218,7 @@ def test_asked_to_stop_all_keep_their_states_and_go_on(
     tmp_path: Path, corpus: data.Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forks, "LOOK_SECONDS", -1.0)
-    monkeypatch.setattr(forks, "SLICE_SECONDS", -1.0)  # a word at every step
+    monkeypatch.setattr(forks.Work, "due_to_report", lambda self: True)  # a word at every step
     asked = trials([0.003, 0.01])
     whole = records(Together(asked, Store(tmp_path / "whole"), corpus).events())
     keep = Store(tmp_path / "stopped")
