@@ -327,7 +327,7 @@ def test_the_trials_of_a_node_that_dies_go_on_elsewhere(
         finally:
             driver.kill()
     (why,) = re.findall("its worker failed, and another one goes on: (.+)", driver.said())
-    assert "node" in why
+    assert re.search("node|unavailable", why)  # whichever Ray notices first: the node, or its worker's socket
     assert "Traceback" not in driver.said()
     assert_promises(folder, undisturbed)
 

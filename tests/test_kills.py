@@ -711,6 +711,10 @@ def in_evaluation(log: Path) -> None:
 
 
 def in_save(log: Path) -> None:
+    from tunnel.training import forks
+
+    forks.LOOK_SECONDS = 0.0  # nor does what is left to train
+
     def look(event: str, args: Any) -> None:
         if event == "os.mkdir" and ".saving-" in str(args[0]) and not log.with_suffix(".sent").exists():
             signalled(log)
