@@ -1,4 +1,4 @@
-"""Whether 90% intervals hold 90% of larger runs: python benchmarks/coverage.py TABLE... [--ladders 20].
+"""Whether 90% intervals hold 90% of larger runs: benchmarks/coverage.py TABLE... [--studies DIR...] [--ladders 20].
 
 A TABLE is a path, with the columns it is read by where they have other names:
 
@@ -8,8 +8,12 @@ Each table is fitted on its cheaper (smaller, shorter) part and asked for the re
 each budget alone. Printed: coverage with a cluster bootstrap over tables (rows of a table share a fit), mean width over
 an oracle's (the narrowest constant factor that would have covered 90%), the interval score, by distance, against plain
 bootstrap of the same form, and with the width calibrated on all other tables. Exit 1 where 90% lies outside the
-bootstrap's interval, or a width is more than twice the oracle's. Simulated ladders are a control that cannot tell a
-width: they are the law itself, and an interval that holds on real tables doubts it; asked is that 90% lie inside.
+bootstrap's interval, or a width is more than twice the oracle's.
+
+Our own ladders are judged alike: a DIR is a study's folder, whose ladder is fitted as `tunnel fit` does it, without its
+largest shape, its largest two or its longest rung, and asked for the valleys' minima there. Simulated ladders are a
+control that cannot tell a width: they are the law itself, which an interval that holds on real runs doubts; asked is
+that 90% lie inside.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -29,14 +35,20 @@ import numpy as np
 import pandas as pd
 
 from tunnel import laws, table
+from tunnel.answers import ladder as ladder_of
 from tunnel.backtests import backtest, intervals, rows
 from tunnel.errors import UserError
 from tunnel.laws import take
-from tunnel.quantiles import LEVEL, student
+from tunnel.quantiles import LEVEL, NORMAL
+from tunnel.study import Target
+from tunnel.sweeps import sweep
+from tunnel.table.files import NUMBERS
+from tunnel.valleys import valley
 
 CUTS = {"C": (0.5, 0.75), "N": (0.6,), "D": (0.6,)}  # share of the axis' range of logs (C), of its levels (N, D)
 BANDS = {"inside or under 2x": (0, 0.3), "2-10x": (0.3, 1), "beyond 10x": (1, 9)}  # decades beyond the fit
 FEWEST = 12  # rows that a fit is made on
+SHAPES = 3  # that a study's ladder must still have
 WIDEST = 2.0  # times the oracle's width; issue 4
 DRAWS = 200
 Table = dict[str, np.ndarray]
@@ -60,7 +72,7 @@ def tables(spec: str) -> Iterator[tuple[str, Table]]:
     """The runs tables of a file: one, or one per value of its `by` column."""
     path, _, rest = spec.partition(":")
     options = dict(part.partition("=")[::2] for part in rest.split(",") if part)
-    names = {k: v for k, v in options.items() if k in table.NUMBERS}
+    names = {k: v for k, v in options.items() if k in NUMBERS}
     frame = table.read(path, columns=names, drop=[options["drop"]] if "drop" in options else [])
     frame = frame[frame[options["keep"]] != 0] if "keep" in options else frame
     groups = frame.groupby(options["by"], sort=False) if "by" in options else [(Path(path).stem, frame)]
@@ -86,13 +98,13 @@ def ladders(count: int) -> Iterator[tuple[str, Table]]:
         )
 
 
-def splits(given: Table, ladder: bool) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
+def splits(given: Table, simulated: bool) -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
     """Name, kind, rows to fit on and rows to ask for (masks)."""
-    if ladder:
+    if simulated:
         sizes = np.unique(given["N"])
         longest = given["D"] == given["D"].max()
         for name, at in (("next shape", 4), ("next but one", 5)):
-            yield name, "ladder", given["N"] < sizes[4], (given["N"] == sizes[at]) & longest
+            yield name, "simulated", given["N"] < sizes[4], (given["N"] == sizes[at]) & longest
         return
     lowest = rows.excess(given) <= 1e-9
     for axis, shares in CUTS.items():
@@ -107,20 +119,46 @@ def splits(given: Table, ladder: bool) -> Iterator[tuple[str, str, np.ndarray, n
 
 def asked(job: tuple[str, Table, bool]) -> list[Asked]:
     """Every fit of a table, and what it says of the readings it has not seen."""
-    name, given, ladder = job
+    name, given, simulated = job
     out = []
-    for split, kind, fit, rest in splits(given, ladder):
+    for split, kind, fit, rest in splits(given, simulated):
         seen, targets = take(given, fit), take(given, rest)
         question = {k: targets[k] for k in ("N", "D", "C")}
         choice = backtest.choose(seen, question)
-        told = intervals.of_choice(choice, seen, question, draws=DRAWS, tuned=ladder)
+        told = intervals.of_choice(choice, seen, question, draws=DRAWS)
         if not np.isfinite(told.value).all():
             continue
         error, half = np.log(targets["loss"] / told.value), np.log(told.high / told.value)
-        z = student(0.5 + LEVEL / 2, 1e9)
-        plain = z * np.array(told.parts["s"])
+        plain = NORMAL * np.array(told.parts["s"])
         out.append(Asked(name, split, kind, str(choice.candidate), error, half, plain, told.distance))
     return out
+
+
+def of_study(folder: str) -> list[Asked]:
+    """What a study's ladder says of its own largest shapes and longest rung where it has not seen them."""
+    study, keep = sweep.frozen(Path(folder))
+    stage = ladder_of.stage_of(study)
+    readings = ladder_of.table_of(ladder_of.rows_used(study, keep, keep.readings(), stage))
+    lows, sizes = ladder_of.minima(valley.by_rung(readings)), np.unique(readings["N"])
+    edges = {"largest shape": ("N", sizes[-1]), "largest two": ("N", sizes[-2]), "longest": ("D", readings["D"].max())}
+    out = []
+    for split, (axis, edge) in edges.items():
+        seen, rest = take(readings, readings[axis] < edge), take(lows, lows[axis] >= edge)
+        if len(np.unique(seen["N"])) < SHAPES:
+            continue
+        goals = zip(*(rest[k].astype(int).tolist() for k in ("width", "depth", "D")), strict=True)
+        told = [ladder_of.fit(study, as_target(*goal), seen) for goal in goals]
+        value, high, plain, distance = (
+            np.array([of(t["forecast"]) for t in told])
+            for of in (lambda f: f["value"], lambda f: f["high"], lambda f: f["parts"]["s"], lambda f: f["distance"])
+        )
+        error, name = np.log(rest["loss"] / value), f"{Path(folder).name}, {told[0]['chosen']}"
+        out.append(Asked(folder, split, "study", name, error, np.log(high / value), NORMAL * plain, distance))
+    return out
+
+
+def as_target(width: int, depth: int, tokens: int) -> Target:
+    return Target(name="held-out", width=width, depth=depth, tokens=tokens)
 
 
 def multiplier(found: list[Asked]) -> float:
@@ -137,7 +175,7 @@ def others(found: list[Asked]) -> list[float]:
     return [by[a.table] for a in found]
 
 
-def summary(label: str, found: list[Asked], halves: list[np.ndarray], band: tuple[float, float]) -> dict[str, object]:
+def summary(label: str, found: list[Asked], halves: list[np.ndarray], band: tuple[float, float]) -> dict[str, Any]:
     """Coverage with its cluster bootstrap, width over the oracle's and the interval score, every fit counting once."""
     names, rate, width, score, errors, weight = [], [], [], [], [], []
     for a, half in zip(found, halves, strict=True):
@@ -186,6 +224,7 @@ def line(a: Asked) -> str:
 def main() -> int:
     ask = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ask.add_argument("table", nargs="*")
+    ask.add_argument("--studies", nargs="*", default=[], help="folders of finished studies")
     ask.add_argument("--ladders", type=int, default=20, help="simulated ladders beside the tables")
     ask.add_argument("--jobs", type=int, default=2, help="processes")
     ask.add_argument("--fits", action="store_true", help="print a line per fit")
@@ -198,7 +237,7 @@ def main() -> int:
     jobs += [(name, runs, True) for name, runs in ladders(given.ladders)]
     found: list[Asked] = []
     with ProcessPoolExecutor(given.jobs) as pool:
-        for part in pool.map(asked, jobs):
+        for part in chain(pool.map(asked, jobs), pool.map(of_study, given.studies)):
             found += part
             for a in part if given.fits else ():
                 print(line(a), flush=True)
@@ -208,20 +247,19 @@ def main() -> int:
         "plain bootstrap": [a.plain for a in found],
     }
     missed = False
-    for title, chosen in (
-        ("public tables", [a.kind != "ladder" for a in found]),
-        ("ladders", [a.kind == "ladder" for a in found]),
-    ):
-        part = [a for a, at in zip(found, chosen, strict=True) if at]
+    titles = {"study": "our own ladders", "simulated": "simulated ladders"}
+    where = [titles.get(a.kind, "public tables") for a in found]
+    for title in dict.fromkeys(where):
+        part = [a for a, at in zip(found, where, strict=True) if at == title]
         for label, band in ({"all": (0, 9)} | (BANDS if title == "public tables" else {})).items():
             lines = [
-                summary(way, part, [h for h, at in zip(halves, chosen, strict=True) if at], band)
+                summary(way, part, [h for h, at in zip(halves, where, strict=True) if at == title], band)
                 for way, halves in ways.items()
             ]
-            if part and lines[0]:
+            if lines[0]:
                 print(f"\n{title}, {label}")
                 print(pd.DataFrame(lines).to_string(index=False, float_format=lambda v: f"{v:.2f}"))
-                control = title == "ladders"
+                control = title == "simulated ladders"
                 missed |= lines[0]["inside %"] < 100 * LEVEL if control else not lines[0]["holds"]
                 missed |= not control and lines[0]["width/oracle"] > WIDEST
     print(f"\nmultiplier that would make 90% on all: {multiplier(found):.2f}" if found else "nothing was asked")

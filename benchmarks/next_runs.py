@@ -87,7 +87,8 @@ def one(folder: Path, seed: int, count: int) -> tuple[float, ...]:
     chosen = search.greedy(count)
     before, told = half(search.known.fit), 100 * math.expm1(chosen[-1].width.loss if chosen else search.width.loss)
     fit, flops = ran(search, chosen, folder / f"s{seed}-next")
-    rng, taken = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    taken: list[Any] = []
     for _ in chosen:
         able = search.options(*taken[-1:])
         taken.append(able[rng.integers(len(able))])

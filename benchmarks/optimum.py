@@ -30,6 +30,7 @@ from tunnel import table as tables
 from tunnel.errors import UserError
 from tunnel.laws import Array, Table, optimum
 from tunnel.quantiles import NORMAL
+from tunnel.valleys import bowls
 
 SEEDS = 30
 JUDGED = 0.02  # `near` of the smoothed surface that judges a table's own cells  *assumed*
@@ -93,9 +94,9 @@ class Body:
                 2.0 ** np.arange(np.round(centre[0] / np.log(2)) - 3, np.round(centre[0] / np.log(2)) + 3.1, 0.5),
                 2.0 ** np.arange(np.round(centre[1] / np.log(2)) - 4, np.round(centre[1] / np.log(2)) + 4.1, 1.0),
             )
-            lr, batch = lr.ravel(), batch.ravel()
-            some = rng.random(len(lr)) < 0.9
-            rows.append(np.stack([np.full(len(lr), n), np.full(len(lr), d), lr, batch], axis=1)[some])
+            some = rng.random(lr.size) < 0.9
+            at = [np.full(lr.size, n), np.full(lr.size, d), lr.ravel(), batch.ravel()]
+            rows.append(np.stack(at, axis=1)[some])
         n, d, lr, batch = np.concatenate(rows).T
         rise = self.rise(n, d, lr, batch)
         level = np.log(1.7 + 400 / n**0.34 + 900 / d**0.3)
@@ -150,8 +151,8 @@ def asked(
     out: dict[str, list[Seen]] = {name: [] for name in METHODS}
     for axis in ("N", "D"):
         train = table[axis] < table[axis].max()
-        places = np.unique(np.stack([table["N"][~train], table["D"][~train]], axis=1), axis=0)
-        places = [(n, d) for n, d in places.tolist() if best(n, d) is not None]
+        cells = np.unique(np.stack([table["N"][~train], table["D"][~train]], axis=1), axis=0)
+        places = [(n, d) for n, d in cells.tolist() if best(n, d) is not None]
         if not places or len(np.unique(table[axis][train])) < 2:
             continue
         targets = dict(zip(("N", "D"), np.array(places).T, strict=True))
@@ -184,19 +185,19 @@ def of_body(seed: int) -> dict[str, list[Seen]]:
 def of_file(path: str) -> dict[str, list[Seen]]:
     table = laws.columns(tables.as_columns(tables.read(path, needed=optimum.COLUMNS)))
     table = laws.take(table, optimum.select(table))
-    bowls = {}
+    known: dict[tuple[float, float], bowls.Bowl | None] = {}
     for n, d in np.unique(np.stack([table["N"], table["D"]], axis=1), axis=0):
         own = (table["N"] == n) & (table["D"] == d)
         x = np.log(np.stack([table["lr"][own], table["batch_tokens"][own]], axis=1))
         found = bowls.bowl(x, np.log(table["loss"][own]), np.ones(len(x)), JUDGED)
-        bowls[n, d] = None if found is None or found.edge else found
+        known[n, d] = None if found is None or found.edge else found
 
     def best(n: float, d: float) -> Array | None:
-        bowl = bowls[n, d]
+        bowl = known[n, d]
         return None if bowl is None else bowl.best
 
     def rise(n: float, d: float, lr: float, batch: float) -> float:
-        bowl = bowls[n, d]
+        bowl = known[n, d]
         assert bowl is not None
         return float(bowl.rise(np.log([[lr, batch]]))[0])
 

@@ -22,6 +22,7 @@ FAR = 4.0  # a minimum that lies further outside of what was tried is out of sig
 PANEL = 300  # pixels of a row of panels
 Place = dict[str, int]  # a panel's row and column
 RING = {"symbol": "circle-cross-open", "size": 12, "line": {"width": 2}}
+MANY = 1000  # marks of a panel that want WebGL  *assumed*
 SHAPES = 6  # that a finding names  *assumed*
 ABOVE_BEST = "loss above the best lr's mean (%)"
 ABOVE = "loss above the valley's minimum (%)"
@@ -188,27 +189,34 @@ def movement(octaves: float, low: float | None, high: float | None, along: str) 
 # searches
 
 
-def searched(readings: pd.DataFrame, axes: Sequence[str], evidence: Mapping[str, Any], stage: str) -> go.Figure:
+def searched(
+    readings: pd.DataFrame,
+    axes: Sequence[str],
+    evidence: Mapping[str, Any],
+    stage: str,
+    kinds: Sequence[tuple[str, pd.DataFrame, Mapping[str, Any]]] | None = None,
+) -> go.Figure:
     """Loss against each searched setting, with the fitted minimum and its interval where it was handed on.
 
-    `readings`: a search's readings, diverged ones included, at least one of them finished.
+    `readings`: a search's readings, diverged ones included, at least one of them finished. `kinds`: name, readings and
+    mark of each colour; all finished ones are of one where they are not given.
     """
     done, lost = (readings[readings.status == s] for s in ("complete", "diverged"))
     top = done.loss.max() + 0.06 * max(float(np.ptp(done.loss)), 0.01)
     best = least(done)
     fig, places = panels([DIMENSIONS[a].meaning for a in axes])
+    drawn = [*(kinds or [("finished trial", done, {"color": colour(0), "size": 8})])]
+    drawn.append(("best trial", done[done.index == best.name], {"color": colour(2), "symbol": "star", "size": 14}))
+    if len(lost):
+        x = {"color": colour(1), "symbol": "x", "size": 9}
+        drawn.append(("diverged (has no loss: drawn on top)", lost.assign(loss=top), x))
+    kind = go.Scattergl if len(readings) > MANY else go.Scatter
     for i, (axis, place) in enumerate(zip(axes, places, strict=True)):
-        kinds: list[tuple[str, Any, Any, dict[str, Any]]] = [
-            ("finished trial", done[axis], done.loss, {"color": colour(0), "size": 8}),
-            ("best trial", [best[axis]], [best.loss], {"color": colour(2), "symbol": "star", "size": 14}),
-        ]
-        if len(lost):
-            x = {"color": colour(1), "symbol": "x", "size": 9}
-            kinds.append(("diverged (has no loss: drawn on top)", lost[axis], [top] * len(lost), x))
-        for name, x, y, mark in kinds:
+        for name, rows, mark in drawn:
             over = f"{axis} %{{x:.4g}}<br>loss %{{y:.4f}}<extra></extra>"
             look = {"name": name, "legendgroup": name, "showlegend": i == 0, "mode": "markers", "marker": mark}
-            fig.add_trace(go.Scatter(x=x, y=y, hovertemplate=over, **look), **place)
+            which = {"customdata": rows["name"]} if "name" in rows else {}
+            fig.add_trace(kind(x=rows[axis], y=rows.loss, hovertemplate=over, **look, **which), **place)
         fig.update_xaxes(**setting_axis(axis, readings[axis]), **place)
     fitted = {a: known for a in axes if (known := evidence.get(a)) and "minimum" in str(known["source"])}
     for i, (axis, known) in enumerate(fitted.items()):

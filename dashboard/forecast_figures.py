@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import product
+from statistics import NormalDist
 from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboard.style import NATS, NEUTRAL, colour, framed, log_axis, nats
+from dashboard.style import NATS, NEUTRAL, colour, faint, framed, log_axis, nats
+from tunnel.quantiles import LEVEL, NORMAL
 
 Row = Mapping[str, Any]
 FATES = {True: ("inside", 2), False: ("outside", 1)}  # name, colour
+FEW = 12  # forecasts that are all counted on their axis
+LEVELS = [0.05 * i for i in range(1, 20)]  # of intervals, scaled as a normal's are
 KINDS = {"rolling": "circle", "target": "diamond", "counterfactual": "square"}  # symbols
 
 
@@ -29,7 +34,7 @@ def in_order(rows: Sequence[Row]) -> go.Figure:
     fig.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, name="90% interval", hoverinfo="skip"))
     fig.add_traces(marks(found, range(1, len(found) + 1), [percent(r, "measured") for r in found]))
     fig.add_hline(y=0, line={"color": NEUTRAL, "width": 1})
-    fig.update_xaxes(title_text="forecast (counted as they were registered)")
+    fig.update_xaxes(title_text="forecast (counted as they were registered)", dtick=1 if len(found) < FEW else None)
     fig.update_yaxes(title_text="measured ÷ forecast − 1 (%)", ticksuffix="%")
     read = "each bar is an interval that was written down before its run was read, each mark what was measured then."
     return framed(fig, in_order_finding(found), read, 460)
@@ -63,6 +68,44 @@ def by_distance_finding(found: Sequence[Row]) -> str:
         if part
     ]
     return f"Inside their intervals: {', '.join(said)}" if said else "No forecast's outcome is known yet"
+
+
+def calibration(rows: Sequence[Row]) -> go.Figure:
+    """How often intervals of every level held: the registered ones, scaled from 90% as a normal's would be."""
+    fig, found = go.Figure(), known(rows)
+    n, held = len(found), [held_at(found, p) for p in LEVELS]
+    half = [NORMAL * math.sqrt(p * (1 - p) / n) for p in LEVELS]
+    low, high = ([min(max(p + s * h, 0), 1) for p, h in zip(LEVELS, half, strict=True)] for s in (-1, 1))
+    band = {"fill": "toself", "fillcolor": faint(NEUTRAL), "line": {"width": 0}, "hoverinfo": "skip"}
+    name = f"honest intervals, {n} forecasts (90%)"
+    fig.add_trace(go.Scatter(x=LEVELS + LEVELS[::-1], y=high + low[::-1], mode="lines", name=name, **band))
+    line = {"color": NEUTRAL, "width": 1.5, "dash": "dash"}
+    fig.add_trace(go.Scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="as told", hoverinfo="skip"))
+    over = "%{x:.0%} intervals held %{y:.0%}<extra></extra>"
+    mark = {"size": [11 if abs(p - LEVEL) < 1e-6 else 6 for p in LEVELS], "symbol": "diamond"}
+    drawn = {"mode": "lines+markers", "line": {"color": colour(0), "width": 2}, "marker": mark}
+    fig.add_trace(go.Scatter(x=LEVELS, y=held, name="held", hovertemplate=over, **drawn))
+    fig.update_xaxes(title_text="level of the interval (%)", tickformat=".0%", range=[0, 1])
+    fig.update_yaxes(title_text="measured losses inside (%)", tickformat=".0%", range=[0, 1.03])
+    read = (
+        "on the dashed line intervals hold as often as they say, below it they are too narrow, above it too wide; the "
+        "large mark is the 90% that is registered, other levels are scaled from it."
+    )
+    return framed(fig, calibration_finding(found), read, 420)
+
+
+def held_at(found: Sequence[Row], level: float) -> float:
+    """The share of losses inside intervals of a level."""
+    wide = NormalDist().inv_cdf((1 + level) / 2) / NORMAL
+    return sum(share(r) <= wide for r in found) / len(found)
+
+
+def calibration_finding(found: Sequence[Row]) -> str:
+    n, held = len(found), held_at(found, LEVEL)
+    half = NORMAL * math.sqrt(LEVEL * (1 - LEVEL) / n)
+    word = "are too narrow" if held < LEVEL - half else "are too wide" if held > LEVEL + half else "hold as they say"
+    middle = f"the 50% ones held {held_at(found, 0.5):.0%}"
+    return f"The intervals {word}: the 90% ones held {held:.0%} of {n} measured losses, {middle}"
 
 
 def marks(rows: Sequence[Row], x: Sequence[float], y: Sequence[float]) -> list[go.Scatter]:

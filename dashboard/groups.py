@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from dashboard import load
 from dashboard.figures import shape_name
 from dashboard.style import short
 from tunnel.study import Stage
@@ -56,3 +57,9 @@ def shapes(rows: pd.DataFrame) -> list[str]:
     """The shapes among readings, narrow and shallow first."""
     found = rows[["width", "depth"]].drop_duplicates().sort_values(["width", "depth"])
     return [shape_name(w, d) for w, d in found.itertuples(index=False)]
+
+
+def lawful(done: pd.DataFrame, seen: load.Opened) -> pd.DataFrame:
+    """The readings that a law is fitted to: of the study's own rules, each trunk's best decay at each rung."""
+    own = done[done.rules == seen.asked.rules] if seen.asked else done
+    return (own if len(own) else done).sort_values("loss").drop_duplicates(["run", "D"])

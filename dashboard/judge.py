@@ -1,4 +1,4 @@
-"""What the Transfer page shows: verdicts as `tunnel verdict` gives them, and the seeds' readings behind them.
+"""What the page Valleys & transfer shows: verdicts as `tunnel verdict` gives them, and the seeds' readings behind them.
 
 Where verdict.json is there, it is what is shown; before, the same functions are asked about the readings so far.
 The coordinate check trains, so it is the command's alone. Nothing here touches the disk.

@@ -53,9 +53,9 @@ def ledger_at(root: str, at: tuple[load.Stamp, ...]) -> Ledger:
     except load.UNREADABLE:
         return Ledger(pd.DataFrame(), pd.DataFrame(columns=ATTEMPT), pd.DataFrame(columns=HELD))
     spans = spans_of(Store(root))
-    asks = {s.name: asks_of(Path(root), s.name) for s in asked.stage}
+    asked_of = {s.name: list(asks(Path(root), s.name).values()) for s in asked.stage}
     return Ledger(
-        trials(asked, asks, readings, spans),
+        trials(asked, asked_of, readings, spans),
         pd.DataFrame([asdict(s) for s in spans], columns=ATTEMPT),
         held(asked, readings, spans),
     )
@@ -71,6 +71,16 @@ def spans_of(keep: Store) -> list[Span]:
         return attempts.closed(keep)
     except load.UNREADABLE:
         return []
+
+
+def asks(root: Path, stage: str) -> dict[int, dict[str, Any]]:
+    """A stage's trials as they were asked, by number; nobody may change them."""
+    return asks_at(str(root), stage, load.asks(root))
+
+
+@st.cache_resource(max_entries=load.FOLDERS, show_spinner=False)
+def asks_at(root: str, stage: str, at: load.Stamp) -> dict[int, dict[str, Any]]:
+    return {t["number"]: t for t in asks_of(Path(root), stage)}
 
 
 def asks_of(root: Path, stage: str) -> list[dict[str, Any]]:

@@ -18,10 +18,11 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import SQLAlchemyError
 
-from dashboard.records import Records, stamp
+from dashboard.records import Records, folder_time, stamp
 from tunnel import sampler, tuned
 from tunnel.answers import forecasts as registered
 from tunnel.answers import ladder
+from tunnel.answers import running as targets
 from tunnel.errors import UserError
 from tunnel.folder import store
 from tunnel.folder.store import Store
@@ -31,6 +32,7 @@ from tunnel.sweeps import sweep
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserError, SQLAlchemyError)
 KEPT = 512  # entries of each cache  *assumed*
 FOLDERS = 64  # whose records stay in memory: 30 MB at 10,000  *assumed*
+DEEP = 3  # folders that are looked through for studies: runs/project/study  *assumed*
 LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
 FIT = ("minima", "surface", "lr_drift", "laws", "chosen", "holdouts", "forecast", "curve")
 RECOMMENDATION = (
@@ -97,19 +99,30 @@ class Alive:
 
 
 def studies(folder: Path) -> dict[str, Path]:
-    """The studies' folders by name: the folder itself, or those in it; empty where there are none."""
+    """The studies' folders by name, a path from `folder`: itself, or those within `DEEP` folders of it."""
     if (folder / "study.toml").is_file():
         return {folder.name: folder}
+    found, level = dict[str, Path](), [folder]
+    for _ in range(DEEP):
+        inside = [p for each in level for p in folders(each)]
+        own = [p for p in inside if (p / "study.toml").is_file()]
+        found |= {str(p.relative_to(folder)): p for p in own}
+        level = [p for p in inside if p not in set(own)]
+    return dict(sorted(found.items()))
+
+
+def folders(folder: Path) -> list[Path]:
+    """Those within a folder that are not hidden; none where it cannot be read."""
     try:
-        inside = sorted(p for p in folder.iterdir() if (p / "study.toml").is_file())
+        with os.scandir(folder) as found:
+            return [Path(e) for e in found if not e.name.startswith(".") and e.is_dir()]
     except OSError:
-        return {}
-    return {p.name: p for p in inside}
+        return []
 
 
 def newest(found: dict[str, Path]) -> str:
     """The study that changed last."""
-    return max(found, key=lambda name: max((tree_stamp(found[name] / "records") or (0, 0, 0))[2], 0))
+    return max(found, key=lambda name: folder_time(found[name] / "records") or 0)
 
 
 def tree_stamp(folder: Path) -> Stamp:
@@ -145,11 +158,25 @@ def records(root: str) -> Records:
     return Records(Path(root))
 
 
+def looked(root: Path) -> tuple[pd.DataFrame, list[str], Stamp]:
+    """A study's readings, the names of the records that cannot be read, and a stamp of both."""
+    mine = records(str(root))
+    return *mine.look(), (mine.at,)
+
+
 class Seen(Store):
-    """A folder whose readings are known already, for functions that ask for them."""
+    """A folder whose readings and curves are known already, for functions that ask for them."""
 
     def readings(self) -> pd.DataFrame:
         return records(str(self.root)).look()[0]
+
+    def curve(self, name: str) -> pd.DataFrame | None:
+        return curve_at(str(self.root), name, stamp(self.path("curves", f"{name}.parquet")))
+
+
+@st.cache_resource(max_entries=FOLDERS, show_spinner="Reading the ladder's curves …")
+def awaited_at(root: str, at: tuple[Stamp, ...]) -> targets.Awaited:
+    return targets.awaited(sweep.frozen(Path(root))[0], Seen(root))
 
 
 @st.cache_data(max_entries=32, show_spinner="Joining the forecasts …")
@@ -188,8 +215,7 @@ def opened(root: Path) -> Opened:
         asked = asked_at(str(root), question)
     except UNREADABLE as e:
         problems.append(f"study.toml: {said(e)}")
-    measured = tree_stamp(root / "records")
-    readings, broken = records(str(root)).look()
+    readings, broken, measured = looked(root)
     problems += [f"records/{name} is not whole" for name in broken]
     resolved = part(root, "study.resolved.json", ("stages",), problems)
     ladders = [s.name for s in asked.stage if s.kind == "ladder"] if asked else []
@@ -203,7 +229,7 @@ def opened(root: Path) -> Opened:
         check=part(root, "check.json", CHECK, problems),
         verdict=verdict_of(root, problems),
         at=(*question, measured),
-        resting_on=resting_on(asked, readings),
+        resting_on=resting_at(str(root), (*question, measured)) if asked else None,
         problems=tuple(problems),
     )
 
@@ -226,10 +252,11 @@ def part(root: Path, name: str, needs: tuple[str, ...], problems: list[str]) -> 
     return found
 
 
-def resting_on(asked: Study | None, readings: pd.DataFrame) -> str | None:
+@st.cache_data(max_entries=KEPT, show_spinner=False)
+def resting_at(root: str, at: tuple[Stamp, ...]) -> str | None:
     """What a fit made now would rest on; None where that cannot be said."""
     try:
-        return ladder.hash_of(asked, readings) if asked else None
+        return ladder.hash_of(asked_at(root, at[:2]), records(root).look()[0])
     except UNREADABLE:
         return None
 
@@ -274,7 +301,7 @@ def status(root: Path) -> dict[str, Any] | None:
     if database is not None and not database[0]:
         return None  # being created: opening it would write its tables
     names = ("study.toml", "study.resolved.json", "attempts.jsonl")
-    at = (database, tree_stamp(root / "records"), (root / "progress.json").exists(), *(stamp(root / n) for n in names))
+    at = (database, looked(root)[2], (root / "progress.json").exists(), *(stamp(root / n) for n in names))
     try:
         return status_at(str(root), at)
     except UNREADABLE:
@@ -283,11 +310,23 @@ def status(root: Path) -> dict[str, Any] | None:
 
 def forecasts(root: Path) -> tuple[dict[str, Any] | None, str]:
     """What `tunnel check DIR --all` prints; None, and why, where the folder cannot say."""
-    at = (stamp(root / registered.FILE), stamp(root / "target.json"), tree_stamp(root / "records"))
+    at = (stamp(root / registered.FILE), stamp(root / "target.json"), looked(root)[2])
     try:
         return forecasts_at(str(root), at), ""
     except UNREADABLE as e:
         return None, said(e)
+
+
+def target(root: Path) -> tuple[targets.Awaited, dict[str, Any]] | None:
+    """The target that has begun, and where it stands (`running.standing`); None before, or where that is not told."""
+    names = ("study.toml", "study.resolved.json", "recommendation.json", "target.json", registered.FILE)
+    if not (root / "target.json").exists():
+        return None
+    try:
+        found = awaited_at(str(root), (*(stamp(root / n) for n in names), tree_stamp(root / "records")))
+        return found, targets.standing(Seen(root), found)
+    except (*UNREADABLE, LookupError, ArithmeticError):  # a curve or a forecast of nonsense
+        return None
 
 
 def alive(root: Path) -> Alive | None:

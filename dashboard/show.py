@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ import pandas as pd
 import plotly.graph_objects as go
 import streamlit as st
 
-from dashboard import load
-from dashboard.style import duration, nats, short
+from dashboard import address, ledger, load, takeaway
+from dashboard.style import duration, nats
 
+log = logging.getLogger(__name__)
+PICTURES = ("png", "svg")
+WIDE = 900  # pixels that a figure takes before another one may stand beside it  *measured here*
 EVERY = 2.0  # seconds between looks at a running sweep  *assumed*
 TAG = re.compile(r"<(?!br>|/?extra>)")  # but for our own
 MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~:])")
@@ -42,6 +46,7 @@ def choose(found: dict[str, Path]) -> Path:
         st.session_state["study"] = asked if asked in found else load.newest(found)
     with st.sidebar:
         st.selectbox("Study", list(found), key="study")
+        pictures()
     name = st.session_state["study"]
     st.query_params["study"] = name
     return found[name]
@@ -53,11 +58,67 @@ def opened() -> load.Opened:
     return found
 
 
-def figure(fig: go.Figure, key: str) -> None:
-    """A figure and the sentence that says how to read it."""
-    about, bar = fig.layout.meta, {"displaylogo": False, "displayModeBar": "hover"}
-    st.plotly_chart(as_text(fig.to_dict()), key=key, alt=about["finding"], config=bar)
-    st.caption(f"How to read this: {about['read']}")
+def figure(
+    fig: go.Figure, key: str, data: pd.DataFrame | None = None, select: Sequence[str] = ()
+) -> dict[str, list[dict[str, Any]]]:
+    """A figure, the sentence that says how to read it, and its data as CSV; the toolbar saves it as a picture.
+
+    `data`: what the CSV holds, where that is not simply what is drawn. `select`: "points" and "box", which can then be
+    clicked and brushed; returns what is selected: points and boxes. A new selection draws the page anew.
+    """
+    about, study = fig.layout.meta, str(st.session_state.get("study", ""))
+    name = takeaway.file_name(study, key.replace(study, " "))
+    picture = {"format": st.session_state.get("picture") or PICTURES[0], "filename": name, "scale": 2}
+    bar = {"displaylogo": False, "displayModeBar": "hover", "toImageButtonOptions": picture}
+    drawn: dict[str, Any] = {"key": key, "alt": about["finding"], "config": bar}
+    if select:
+        drawn |= {"on_select": "rerun", "selection_mode": list(select)}
+    with st.container():
+        found = st.plotly_chart(as_text(fig.to_dict()), **drawn)
+        with st.container(horizontal=True, vertical_alignment="top", gap="small", wrap=False):
+            st.caption(f"How to read this: {about['read']}", width="stretch")
+            st.download_button(
+                "CSV",
+                lambda: ledger.csv(takeaway.table(fig) if data is None else data),
+                f"{name}.csv",
+                "text/csv",
+                key=f"csv {key}",
+                help="The data of this figure; its toolbar saves it as a picture.",
+                type="tertiary",
+                icon=":material/download:",
+                on_click="ignore",
+            )
+    selected: Any = found["selection"] if select else {}
+    return {k: list(selected.get(k, ())) for k in ("points", "box")}
+
+
+def named(rows: pd.DataFrame) -> pd.DataFrame:
+    """Readings with the names of their trials, which a click on them opens."""
+    each = zip(rows.stage, rows.trial, strict=True)
+    return rows.assign(name=[address.trial_of(s, t) if pd.notna(t) else "" for s, t in each])
+
+
+def open_clicked(found: dict[str, list[dict[str, Any]]]) -> None:
+    """Opens the trial of the reading that was clicked in a figure, where one was."""
+    for point in found["points"]:
+        name = point.get("customdata")
+        name = name[0] if isinstance(name, list) else name
+        known = address.stage_and_number(str(name)) if name else None
+        if known is not None:
+            address.open_trial(*known)
+
+
+def figures() -> Any:
+    """A place for figures: beside each other where the screen is wide, else one below the other."""
+    return st.grid(2, min_column_width=WIDE, gap="medium")
+
+
+def pictures() -> None:
+    """The sidebar's choice of what the camera in every figure's toolbar saves."""
+    about = "The camera in a figure's toolbar saves it so; CSV of its data is below each figure."
+    st.segmented_control(
+        "Pictures as", PICTURES, default=PICTURES[0], format_func=str.upper, required=True, key="picture", help=about
+    )
 
 
 def as_text(value: Any) -> Any:
@@ -85,6 +146,16 @@ def nothing(what: str, then: str) -> None:
         st.markdown(then)
 
 
+def failed(e: Exception) -> bool:
+    """What a visitor sees of a page that cannot be drawn: nothing of the folder's; what happened is in the log."""
+    log.error("a page cannot be drawn", exc_info=e)
+    st.error(
+        "This page cannot be drawn; the other pages can. What happened is in the log of `tunnel dashboard`.",
+        icon=":material/error:",
+    )
+    return True
+
+
 def state_of(status: dict[str, Any] | None, alive: load.Alive | None) -> str:
     """One word for a study: as `tunnel status` says, unless the sweep that it takes for running is gone."""
     if alive and alive.running:
@@ -94,7 +165,7 @@ def state_of(status: dict[str, Any] | None, alive: load.Alive | None) -> str:
     return "interrupted" if status["state"] == "running" else str(status["state"])
 
 
-def live(root: Path, table: bool) -> None:
+def live(root: Path) -> None:
     """The strip of a running sweep; where none runs, a line if one was cut off, and no timer."""
     alive = load.alive(root)
     if alive is None:
@@ -106,12 +177,12 @@ def live(root: Path, table: bool) -> None:
             icon=":material/pause_circle:",
         )
         return
-    strip(str(root), alive.progress["stage"], alive.progress["finished"], table)
+    strip(str(root), alive.progress["stage"], alive.progress["finished"])
 
 
 @st.fragment(run_every=EVERY)
-def strip(root: str, stage: str, finished: int, table: bool) -> None:
-    """Progress, ETA and the running trials; draws the page anew when a trial has finished, or the sweep has."""
+def strip(root: str, stage: str, finished: int) -> None:
+    """Progress and ETA; draws the page anew when a trial has finished, or the sweep has."""
     alive = load.alive(Path(root))
     if alive is None or not alive.running or (alive.progress["stage"], alive.progress["finished"]) != (stage, finished):
         st.rerun(scope="app")
@@ -119,26 +190,6 @@ def strip(root: str, stage: str, finished: int, table: bool) -> None:
     left = f"about {duration(alive.left)} left of this stage" if alive.left is not None else "no pace yet"
     best = f" · best {nats(p['best'])} nats per token" if p.get("best") is not None else ""
     st.progress(alive.share, f"Stage {plain(p['stage'])}: {p['finished']} of {p['planned']} trials · {left}{best}")
-    if p["running"] and table:
-        st.dataframe(
-            running_table(p["running"]),
-            hide_index=True,
-            column_config={"done": bar("done"), "loss": decimal("training loss (nats per token)")},
-        )
-
-
-def running_table(running: dict[str, dict[str, Any]]) -> pd.DataFrame:
-    """The trials in progress, one a row."""
-    return pd.DataFrame(
-        {
-            "trial": [int(n) for n in running],
-            "what": [r["what"] for r in running.values()],
-            "phase": [r.get("phase", "starting") for r in running.values()],
-            "done": [r["tokens"] / r["of"] if r["of"] else 0.0 for r in running.values()],
-            "tokens": [f"{short(r['tokens'])} of {short(r['of'])}" for r in running.values()],
-            "loss": pd.Series([r["loss"] for r in running.values()], dtype=float),
-        }
-    )
 
 
 def bar(label: str) -> Any:
@@ -151,6 +202,17 @@ def decimal(label: str, digits: int = 4) -> Any:
 
 def significant(label: str, digits: int = 4) -> Any:
     return st.column_config.NumberColumn(label, format=f"%.{digits}g")
+
+
+def trials(key: str) -> Any:
+    """A column of trials' names (`address.trial_of`): a click, or Enter, opens the page of one."""
+    return st.column_config.ButtonColumn("trial", key=key, on_click=open_trial, args=(key,), type="tertiary")
+
+
+def open_trial(key: str) -> None:
+    known = address.stage_and_number(st.session_state[key].label)
+    if known is not None:
+        address.open_trial(*known)
 
 
 def old(found: dict[str, Any], seen: load.Opened, command: str) -> None:

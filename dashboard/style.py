@@ -15,17 +15,25 @@ PALETTE = ("#1F77B4", "#D55E00", "#00A36C", "#CC79A7", "#757575", "#A0522D")
 SYMBOLS = ("circle", "square", "triangle-up", "diamond", "cross", "star-triangle-down")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 NEUTRAL = PALETTE[4]
+FIFTHS = ("#1F77B4", "#5B87A8", "#757575", "#A87448", "#D55E00")  # from the best to the worst; as the palette, derived
+SCALE = [[i / 4, c] for i, c in enumerate(FIFTHS)]
 PHASES = {"warmup": 0.6, "stable": 0.08, "decay": 0.34}  # opacity of the neutral band: colours belong to the forks
 TITLE_WIDTH = 100  # characters that a title's line holds beside the sidebar on 1280 pixels  *measured here*
 TITLE_LINES = 3
 LEGEND_WIDTH = 760  # pixels of a legend's row there  *measured here*
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 NATS = "loss (nats per token)"
+FAINT = 0.22  # opacity of a band
 ROUND = ((1.0,), (2.0, 5.0), (1.5, 3.0, 4.0, 6.0, 8.0), tuple(i / 10 for i in range(11, 100)))  # ticks, roundest first
 
 
 def colour(i: int) -> str:
     return PALETTE[i % len(PALETTE)]
+
+
+def faint(of: str) -> str:
+    """A colour of the palette as a band has it."""
+    return f"rgba({int(of[1:3], 16)}, {int(of[3:5], 16)}, {int(of[5:7], 16)}, {FAINT})"
 
 
 def symbol(i: int) -> str:
@@ -107,6 +115,7 @@ def framed(fig: go.Figure, finding: str, read: str, height: int = 460, head: int
         margin={"l": 70, "r": 20, "t": 30 + 24 * len(lines) + head, "b": 66 + 22 * legend_rows(fig)},
         legend={"orientation": "h", "yref": "container", "yanchor": "bottom", "y": 0, "xanchor": "left", "x": 0},
         hovermode="closest",
+        showlegend=True,
         uirevision="kept",
     )
     return fig

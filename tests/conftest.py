@@ -36,8 +36,8 @@ WORDS = [
     "small",
 ]
 
-TINY = """
-question = "Which lr?"
+# How a study of the synthetic family and one of a tiny model begin, after the question.
+SYNTHETIC = """
 family = "synthetic"
 [model]
 head_dim = 16
@@ -53,7 +53,29 @@ name = "big"
 width = 128
 depth = 8
 tokens = "1M"
-[[stage]]
+"""
+TRAINED = """
+family = "gpt"
+[data]
+corpus = "files"
+paths = ["{corpus}/*.txt"]
+held_out = 0.2
+eval_tokens = 2048
+[model]
+head_dim = 8
+base_width = 16
+base_depth = 1
+seq_len = 32
+[[target]]
+name = "big"
+width = 48
+depth = 3
+tokens = "16k"
+"""
+
+TINY = (
+    f'question = "Which lr?"{SYNTHETIC}'
+    + """[[stage]]
 name = "calibrate"
 kind = "search"
   [stage.space]
@@ -71,6 +93,7 @@ shapes = [[32, 2], [64, 4]]
 fan = [0.5, 1, 2]
 rungs = { tokens = ["50k", "100k"] }
 """
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

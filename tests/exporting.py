@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tunnel import families, transfer
@@ -89,3 +92,13 @@ def recommended(run: RunSpec) -> dict[str, Any]:
         "high": 2.1,
         "cautions": ["made by hand"],
     }
+
+
+def shipped(bundle: Path, name: str) -> ModuleType:
+    """A script of the bundle, as its user imports it."""
+    spec = importlib.util.spec_from_file_location(name, bundle / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -32,6 +32,7 @@ COMMANDS = [
     "run",
     "schema",
     "dashboard",
+    "report",
     "doctor",
 ]
 

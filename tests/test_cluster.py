@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import run_spec, trunk_spec, write_corpus
+from conftest import TRAINED, run_spec, trunk_spec, write_corpus
 from hosts import NETWORK, Hosts, hosts
 from test_store import record
 
@@ -137,30 +137,15 @@ def test_a_record_is_written_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 # a sweep of two trials that take seconds, undisturbed and disturbed
 
-STUDY = """
-question = "Does a cluster hold?"
-family = "gpt"
-[data]
-corpus = "files"
-paths = ["{corpus}/*.txt"]
-held_out = 0.2
-eval_tokens = 2048
-[model]
-head_dim = 8
-base_width = 16
-base_depth = 1
-seq_len = 32
-[train]
+STUDY = (
+    'question = "Does a cluster hold?"'
+    + TRAINED
+    + """[train]
 lr = 0.01
 batch_tokens = 256
 decay = 0.25
 [resources]
 cpus = 2
-[[target]]
-name = "big"
-width = 48
-depth = 3
-tokens = "16k"
 [[stage]]
 name = "ladder"
 kind = "ladder"
@@ -169,6 +154,7 @@ fan = [0.5, 1]
 widen = 0
 rungs = {{ tokens = ["32k", "600k"] }}
 """
+)
 PATIENCE = 400.0  # seconds for anything to come about: the machine may be crowded
 SOON = {  # Ray gives a node up after three missed beats instead of five of 13 seconds
     "RAY_health_check_initial_delay_ms": "1000",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -25,7 +26,7 @@ pytest.importorskip("streamlit")
 
 from streamlit.testing.v1 import AppTest
 
-from dashboard import judge, launch, ledger, load, show
+from dashboard import judge, launch, ledger, load, show, wire
 from dashboard.app import PAGES
 from dashboard.app_pages import costs, curves
 from tunnel import sampler, table
@@ -86,7 +87,7 @@ def cut(root: Path, keep: int) -> Path:
     return root
 
 
-def running(root: Path) -> Path:
+def running(root: Path, tokens: int = 10) -> Path:
     """Puts the marks of a sweep into the folder; its driver is the process above this one."""
     lock = {"host": socket.gethostname(), "pid": os.getppid(), "since": store.now()}
     progress = {
@@ -99,7 +100,7 @@ def running(root: Path) -> Path:
         "seconds": 10.0,
         "eta_seconds": 30.0,
         "running": {
-            "3": {"what": "64×4 lr 0.01", "phase": "trunk", "tokens": 10, "of": 40, "loss": 3.5},
+            "3": {"what": "64×4 lr 0.01", "phase": "trunk", "tokens": tokens, "of": 40, "loss": 3.5},
             "4": {"what": "64×4 <b>lr</b>", "tokens": 0, "of": 40, "loss": None},
         },
     }
@@ -108,14 +109,14 @@ def running(root: Path) -> Path:
     return root
 
 
-def look(monkeypatch: pytest.MonkeyPatch, folder: Path, page: str = "overview", **query: str) -> AppTest:
+def look(monkeypatch: pytest.MonkeyPatch, folder: Path, page: str = "studies", **query: str) -> AppTest:
     """A page as a visitor gets it."""
     monkeypatch.setattr(sys, "argv", ["app.py", str(folder)])
     app = AppTest.from_file(APP, default_timeout=60)
     for name, value in query.items():
         app.query_params[name] = value
     app.run()
-    if page != "overview":
+    if page != "studies":
         app.switch_page(f"app_pages/{page}.py").run()
     return app
 
@@ -132,13 +133,15 @@ def charts(app: AppTest) -> int:
 # every page, on every kind of folder
 
 FINISHED = {
-    "overview": 1,
-    "valleys": 2,
-    "transfer": 4,
+    "studies": 1,
+    "live": 0,
+    "landscape": 4,
+    "transfer": 5,
     "curves": 2,
-    "laws": 2,
-    "recommendation": 0,
-    "forecasts": 2,
+    "laws": 4,
+    "recommendation": 2,
+    "forecasts": 5,
+    "compare": 1,
     "costs": 2,
 }  # figures
 
@@ -152,7 +155,9 @@ def test_a_finished_study(finished: Path, monkeypatch: pytest.MonkeyPatch, page:
     assert words(app).count("How to read this") >= figures
 
 
-@pytest.mark.parametrize(("page", "kept"), [*((page, 30) for page in PAGES), ("overview", 0), ("transfer", 0)])
+@pytest.mark.parametrize(
+    ("page", "kept"), [*((page, 30) for page in PAGES), ("studies", 0), ("live", 0), ("transfer", 0)]
+)
 def test_a_study_in_progress(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str, kept: int) -> None:
     app = look(monkeypatch, running(cut(copied, kept)), page)
     assert not app.exception
@@ -222,6 +227,32 @@ def test_a_folder_that_is_deleted_while_it_is_looked_at(copied: Path, monkeypatc
     assert "There is no study here yet" in words(app)
 
 
+@pytest.mark.fault(20)
+def test_a_folder_that_is_moved_while_it_is_looked_at(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = look(monkeypatch, copied.parent)
+    copied.rename(copied.with_name("elsewhere"))
+    app.run()
+    assert not app.exception
+    assert "no study calibration here" in app.warning[0].value
+    assert app.selectbox(key="study").value == "elsewhere"
+
+
+@pytest.mark.fault(13)
+@pytest.mark.parametrize(("schema", "said"), [(1, ""), (99, "newer tunnel"), ("x", "no folder's schema")])
+def test_a_folder_of_another_schema_is_shown_as_far_as_it_is_known(
+    copied: Path, monkeypatch: pytest.MonkeyPatch, schema: object, said: str
+) -> None:
+    resolved = store.read_json(copied / "study.resolved.json")
+    store.write_json(copied / "study.resolved.json", resolved | {"schema": schema})
+    if schema == 1:
+        shutil.rmtree(copied / "environments", ignore_errors=True)
+        (copied / "audit.jsonl").unlink(missing_ok=True)
+    for page in PAGES:
+        app = look(monkeypatch, copied, page)
+        assert not app.exception, page
+        assert [said in w.value for w in app.warning if "left out" in w.value] == [True] * bool(said), page
+
+
 def test_a_sweep_that_died_is_not_called_running(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = running(cut(copied, 30))
     (root / "driver.lock").unlink()
@@ -234,7 +265,7 @@ def test_a_sweep_that_died_is_not_called_running(copied: Path, monkeypatch: pyte
 def test_a_diverged_reading_breaks_no_page(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = sorted((copied / "records").glob("*.json"))[3]
     store.write_json(path, store.read_json(path) | {"status": "diverged", "loss": None, "bpb": None, "diverged_at": 9})
-    for page in ("valleys", "transfer"):
+    for page in ("landscape", "transfer", "curves"):
         assert not look(monkeypatch, copied, page).exception, page
 
 
@@ -248,7 +279,7 @@ def test_a_result_of_fewer_readings_is_called_old(copied: Path, monkeypatch: pyt
 # what it says is what the commands say
 
 
-def test_the_overview_says_what_status_and_check_say(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_studies_page_says_what_status_and_check_say(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = {m.label: m.value for m in look(monkeypatch, finished).metric}
     status = sweep.status(*sweep.frozen(finished))
     check = store.read_json(finished / "check.json")
@@ -262,11 +293,11 @@ def test_the_overview_says_what_status_and_check_say(finished: Path, monkeypatch
 def test_the_recommendation_shows_every_setting_and_caution(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told = store.read_json(finished / "recommendation.json")
     app = look(monkeypatch, finished, "recommendation")
-    table = app.table[0].value
-    assert sorted(s.replace("\\", "") for s in table.setting) == sorted(told["settings"])
+    table = app.dataframe[0].value
+    assert sorted(table.setting) == sorted(told["settings"])
     assert [w.value.replace("\\", "") for w in app.warning] == told["cautions"]
     names = [d.proto.label for d in app.get("download_button")]
-    assert names == ["recommendation.json", "Bundle for hf (zip)"]
+    assert [n for n in names if n != "CSV"] == ["recommendation.json", "Bundle for hf (zip)"]
 
 
 def test_the_study_lives_in_the_address(finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,12 +557,6 @@ def test_the_launcher_sets_what_is_not_safe_by_default(tmp_path: Path) -> None:
     assert flags[-1] == str(tmp_path)
 
 
-@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.1", "example.com", ""])
-def test_the_launcher_refuses_an_address_that_others_reach(tmp_path: Path, address: str) -> None:
-    with pytest.raises(UserError, match="loopback"):
-        launch.command(tmp_path, 9999, address)
-
-
 def test_the_launcher_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no folder"):
         launch.serve(tmp_path / "nowhere", 9999)
@@ -592,16 +617,38 @@ def test_only_our_own_pages_get_data(served: str, host: str, origin: str, answer
     assert ("101" in status) == answered, status
 
 
+def test_it_says_that_it_lives_and_nothing_else(served: str) -> None:
+    with urllib.request.urlopen(f"{served}{launch.HEALTH}") as answer:
+        assert (answer.status, answer.read()) == (200, b"ok")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_scripts_travel_packed_and_whole(served: str) -> None:
+    scripts = sorted((wire.STATIC / "static" / "js").glob("*.js"), key=lambda p: p.stat().st_size)
+    for path in (scripts[0], scripts[-1]):
+        address = f"{served}/static/js/{path.name}"
+        request = urllib.request.Request(address, headers={"Accept-Encoding": "gzip"})
+        with urllib.request.urlopen(request) as answer:
+            packed = answer.read()
+            assert answer.headers["Content-Encoding"] == "gzip"
+        assert gzip.decompress(packed) == path.read_bytes()
+        with urllib.request.urlopen(address) as plain:
+            assert plain.read() == path.read_bytes()
+    assert wire.packed("static/js/nothing.js") is None
+    for name in ("/static/js/../../index.html", "/static/js/a/b.js", "/static/js/x.map", "/static/js/%2e%2e.js"):
+        assert not wire.PACKED.fullmatch(name)
+
+
 @contextmanager
-def browsing() -> Iterator[Any]:
-    """A page of a real browser, 1280 pixels wide; what its scripts throw fails the test."""
+def browsing(width: int = 1280, theme: str = "light") -> Iterator[Any]:
+    """A page of a real browser; what its scripts throw fails the test."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not CHROMIUM.exists():
         pytest.skip(f"{CHROMIUM} is not installed")
     errors: list[str] = []
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
-        view = browser.new_page(viewport={"width": 1280, "height": 1000})
+        view = browser.new_page(viewport={"width": width, "height": 1000 * width // 1280}, color_scheme=theme)
         view.on("pageerror", lambda e: errors.append(str(e)))
         yield view
         browser.close()
@@ -611,7 +658,7 @@ def browsing() -> Iterator[Any]:
 def test_a_real_browser_opens_every_page(served: str) -> None:
     with browsing() as view:
         for page, (title, _) in reversed(PAGES.items()):  # the first visit is a deep link
-            view.goto(f"{served}/{'' if page == 'overview' else page}?study=calibration")
+            view.goto(f"{served}/{'' if page == 'studies' else page}?study=calibration")
             view.get_by_role("heading", name=title, exact=True).wait_for(timeout=60_000)
             plots = view.locator(".js-plotly-plot .main-svg")
             if FINISHED[page]:

@@ -15,7 +15,7 @@ from conftest import SEQ_LEN, write_corpus
 from tunnel.errors import UserError
 from tunnel.run import Joined, Source
 from tunnel.study import Data, Then
-from tunnel.training import data
+from tunnel.training import data, stream
 
 
 def files(*paths: object, **changed: Any) -> Data:
@@ -32,7 +32,7 @@ def windows(corpus: data.Corpus) -> int:
 def test_an_epoch_reads_every_sequence_once(corpus: data.Corpus) -> None:
     n = windows(corpus)
     read = corpus.sequences(0, 0, n, SEQ_LEN)
-    every = data.gather(corpus.train, np.arange(n) * SEQ_LEN, SEQ_LEN)
+    every = stream.gather(corpus.train, np.arange(n) * SEQ_LEN, SEQ_LEN)
     assert sorted(map(bytes, read)) == sorted(map(bytes, every))
     assert not np.array_equal(read, every)
 
@@ -110,7 +110,7 @@ def test_both_go_on_in_their_own_order_where_one_joins(
 
 @pytest.mark.parametrize("batch", [1, 7, 50])
 def test_mixed_data_is_stateless_too(corpus: data.Corpus, other: data.Corpus, batch: int) -> None:
-    third = dataclasses.replace(other, train=other.train[::-1])
+    third = dataclasses.replace(other, train=other.train[::-1], hash="third")
     mixed = joined(corpus, data.Joins(9 * SEQ_LEN, 0.4, other), data.Joins(33 * SEQ_LEN, 0.5, third))
     whole = mixed.sequences(7, 0, 100, SEQ_LEN)
     parts = [mixed.sequences(7, i, min(batch, 100 - i), SEQ_LEN) for i in reversed(range(0, 100, batch))]

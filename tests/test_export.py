@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import resource
@@ -15,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporting import BATCH, SEQ, a_run, recommended
+from exporting import BATCH, SEQ, a_run, recommended, shipped
 
 from tunnel.errors import UserError
 from tunnel.export import REFUSED, _write, export, get, names, targets
 from tunnel.families import gpt
-from tunnel.folder.store import file_hash
+from tunnel.folder.files import file_hash
 from tunnel.run import RunSpec
 from tunnel.schedule import SHAPES
 
@@ -32,16 +31,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("hf") / "bundle"
     export(recommended(a_run()), "hf", out)
     return out
-
-
-def shipped(bundle: Path, name: str) -> ModuleType:
-    """A script of the bundle, as its user imports it."""
-    spec = importlib.util.spec_from_file_location(name, bundle / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def hook(bundle: Path) -> ModuleType:

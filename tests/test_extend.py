@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import write_corpus
+from conftest import SYNTHETIC, write_corpus
 
 from tunnel import cli, study
 from tunnel.errors import UserError
@@ -17,24 +17,9 @@ from tunnel.run import Record, Trial
 from tunnel.sweeps import extend, rerun, sweep
 from tunnel.training import forks
 
-STUDY = """
-question = "Longer?"
-family = "synthetic"
-[model]
-head_dim = 16
-base_width = 32
-base_depth = 2
-seq_len = 32
-[train]
-batch_tokens = 1024
-[resources]
-backend = "inline"
-[[target]]
-name = "big"
-width = 128
-depth = 8
-tokens = "1M"
-[[stage]]
+STUDY = (
+    f'question = "Longer?"{SYNTHETIC}'
+    + """[[stage]]
 name = "look"
 kind = "search"
   [stage.space]
@@ -52,6 +37,7 @@ fan = [0.5, 1]  # no minimum to be found
 rungs = { tokens = ["50k", "100k"] }  # two
 # the end
 """
+)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

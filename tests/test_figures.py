@@ -6,6 +6,7 @@ import doctest
 import itertools
 import math
 from decimal import Decimal
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -17,18 +18,28 @@ import pytest
 pytest.importorskip("plotly")
 
 from dashboard import (
+    answer_figures,
     cost_figures,
     curve_figures,
     figures,
     forecast_figures,
     groups,
+    landscape,
+    landscape_figures,
     law_figures,
+    spend,
     stability_figures,
+    study_figures,
     style,
+    takeaway,
+    target_figures,
     transfer_figures,
+    trunk_figures,
+    whatif,
 )
-from dashboard.curve_figures import Grown
+from dashboard.curve_figures import FLOPS, HOURS, Units
 from dashboard.judge import Line
+from dashboard.trunk_figures import Grown
 from tunnel.study import Stage
 from tunnel.valleys.drift import Cell
 from tunnel.verdicts.cells import Place
@@ -52,7 +63,9 @@ def ladder(lr_star: float = 0.01) -> pd.DataFrame:
             {"stage": "ladder", "status": "complete", "width": width, "depth": depth, "N": n, "D": d, "lr": lr}
             | {"loss": loss, "run": f"{width}-{factor}", "fingerprint": f"{width}-{factor}-{d}", "flops": 6.0 * n * d}
             | {"warmup": 5000, "decay": 0.2, "decay_start": int(0.8 * d), "decay_shape": "linear", "min_ratio": 0.0}
-            | {"batch_tokens": 1000, "diverged_at": None}
+            | {"batch_tokens": 1000, "diverged_at": None, "name": f"ladder.{len(rows)}", "C": 6.0 * n * d}
+            | {"bpb": loss / math.log(2) / 4, "seconds": d / 1e3, "tokens_trained": d, "seed": 0, "trial": len(rows)}
+            | {"started": f"2026-01-01T00:{len(rows):02d}:00+00:00"}
         )
     return pd.DataFrame(rows)
 
@@ -196,6 +209,31 @@ def forecasts(measured: bool = True) -> list[dict]:
     return found
 
 
+ALARM = {"tokens": 500, "step": 50, "percent": 5.0, "by": "level", "text": "big left the bundle at step 50: 5.0% above"}
+LOSSES = (np.arange(1, 1001), 2.0 + 1.0 / np.arange(1, 1001))
+RATIOS = [(name, 1.0 + (1 + i) / np.arange(1, 11) / 10) for i, name in enumerate(["32×2", "32×2", "64×4"])]
+
+
+def standing(
+    *, alarm: dict | None = None, inside: bool | None = True, known: int = 6, told: bool = True
+) -> dict[str, Any]:
+    """A target that has trained `known` of ten slices, as `running.standing` tells it."""
+    at = [50.0 + 100 * i for i in range(10)]
+    slices = [
+        {"tokens": t, "loss": 2.0 + 40 / t if i < known else None}
+        | (dict.fromkeys(("expected", "low", "high"), None) if not told or i == 0 else told_at(t))
+        for i, t in enumerate(at)
+    ]
+    live = {"tokens": 100 * known, "of": 1000, "progress": known / 10, "off_percent": 0.4 if known else None}
+    course = {"value": 2.02, "low": 1.98, "high": 2.06} if known else None
+    live |= {"inside": inside and alarm is None, "alarm": alarm, "course": course, "slices": slices, "reason": ""}
+    return {"target": "big", "forecast": 2.0, "low": 1.95, "high": 2.05, "measured": None, "live": live}
+
+
+def told_at(t: float) -> dict[str, float]:
+    return {"expected": 2 + 40 / t, "low": 1.9 + 40 / t, "high": 2.1 + 40 / t}
+
+
 def held(*states: str) -> pd.DataFrame:
     """What two stages' devices were held for: an hour a state, and two of what is complete."""
     rows = [
@@ -213,11 +251,67 @@ def spans(*states: str) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(when=whens)
 
 
+SEVERAL = several_decays()
+
+
 def grown(lr: float, stopped: bool = False) -> Grown:
-    rows = several_decays().assign(lr=lr, run=str(lr))
+    rows = SEVERAL.assign(lr=lr, run=str(lr))
     return Grown(rows.head(1) if stopped else rows, curve(0, 160_000), FORKS, stopped)
 
 
+def tried(n: int = 200) -> pd.DataFrame:
+    """A search of `n` trials whose loss depends on lr and batch, and on nothing else."""
+    rng = np.random.default_rng(0)
+    lr, batch = 10 ** rng.uniform(-3, -1, n), 2 ** rng.integers(8, 14, n)
+    known = {"width": 32, "depth": 2, "D": rng.choice([1e5, 2e5], n), "status": "complete", "stage": "shape"}
+    rows = pd.DataFrame({"lr": lr, "batch_tokens": batch, "decay": rng.uniform(0.1, 0.4, n), **known})
+    loss = 2 + 0.2 * np.log10(lr / 0.01) ** 2 + 0.01 * np.log2(batch / 1024) ** 2 + 0.002 * rng.standard_normal(n)
+    shapes = rng.choice(["linear", "1-sqrt"], n)
+    return rows.assign(loss=loss, decay_shape=shapes, name=[f"shape.{i}" for i in range(n)], seed=0)
+
+
+def settings(rows: pd.DataFrame) -> list[landscape.Axis]:
+    return [a for a in landscape.axes_of(rows).values() if a.name != "loss"]
+
+
+def parallel(rows: pd.DataFrame, brush: landscape.Brush | None = None, by: str = "loss") -> go.Figure:
+    axes, brush = landscape.axes_of(rows), brush or {}
+    return landscape_figures.parallel(rows, list(axes.values()), landscape.kept(rows, brush), brush, by)
+
+
+def contours(rows: pd.DataFrame) -> go.Figure:
+    axes = landscape.axes_of(rows)
+    x, y = axes["lr"], axes["batch_tokens"]
+    return landscape_figures.contours(rows, x, y, landscape.smoothed(rows, x, y))
+
+
+def with_both() -> dict:
+    """A fit with the law of N and D that made its minima."""
+    params = {"E": 1.0, "A": 1e3**0.3, "B": 1e5**0.5, "alpha": 0.3, "beta": 0.5}
+    return fit() | {"laws": {"chinchilla": {"params": params, "status": "converged", "reason": "", "formula": "L"}}}
+
+
+def one_budget() -> pd.DataFrame:
+    """Readings of one compute budget about a best size of 30,000 parameters."""
+    n = np.array([1e4, 2e4, 3e4, 4e4, 8e4])
+    return pd.DataFrame({"N": n, "D": 1e9 / 6 / n, "C": 1e9, "loss": 2 + 0.02 * np.log(n / 3e4) ** 2})
+
+
+def bought(times: float) -> spend.Spent:
+    return spend.spent(ANSWER, ANSWER["path"], times, None)
+
+
+OTHERS = [
+    whatif.Told(law, loss, v, v - 0.1, v + 0.1)
+    for law in ("size", "floor")
+    for loss, v in zip(whatif.LOSSES, (1.7, 1.8, 1.9), strict=True)
+]
+ANSWER = {
+    "target": {"name": "big", "N": 1_000_000, "tokens": 200_000, "seconds": 3600.0, "cost": 2.0, "currency": "USD"},
+    "path": {"law": "chinchilla", "params": {"E": 1.0, "A": 8.0, "B": 300.0, "alpha": 0.3, "beta": 0.5}}
+    | {"N": 1e6, "D": 2e5, "share": 0.5},
+    **{"forecast": 1.8, "low": 1.75, "high": 1.85, "compute_ratio": 30.0},
+}
 FIGURES = {
     "verdicts": lambda: transfer_figures.verdicts("lr", {"minicpm": verdict(), "standard": verdict(verdict="refused")}),
     "verdicts, refused": lambda: transfer_figures.verdicts("lr", {"minicpm": verdict(fault="edge below")}),
@@ -229,8 +323,8 @@ FIGURES = {
     "changes": lambda: stability_figures.changed({"minicpm": check(), "standard": check(0.5)}),
     "lr_max": lambda: stability_figures.lr_max({"minicpm": edge(), "standard": edge(None)}),
     "noise": lambda: stability_figures.noise(FLOORS),
-    "fan": lambda: curve_figures.fan([grown(0.01), grown(0.02), grown(0.04, stopped=True)], "32×2", 3),
-    "fan, many": lambda: curve_figures.fan([grown(0.01 * k) for k in range(1, 13)], "32×2", 40),
+    "fan": lambda: trunk_figures.fan([grown(0.01), grown(0.02), grown(0.04, stopped=True)], "32×2", 3),
+    "fan, many": lambda: trunk_figures.fan([grown(0.01 * k) for k in range(1, 13)], "32×2", 40),
     "tree, several decays": lambda: curve_figures.tree(several_decays(), curve(0, 160_000), FORKS, [50_000.0]),
     "valleys, best": lambda: figures.valleys(ladder(), relative=True),
     "valleys, running": lambda: figures.valleys(ladder()),
@@ -242,12 +336,50 @@ FIGURES = {
     "searched, fitted": lambda: figures.searched(search(False), ["lr"], EVIDENCE, "shape"),
     "searched, one trial": lambda: figures.searched(search().head(1), ["lr", "warmup"], {}, "shape"),
     "aspect": lambda: figures.aspect(search(False), "shape"),
-    "progress": lambda: curve_figures.progress(ladder()),
+    "progress": lambda: study_figures.progress(ladder()),
+    "running trial": lambda: study_figures.running(curve(0, 160_000), "ladder.3", "64×4 lr 0.01", 2e5),
+    "compared": lambda: study_figures.compared(
+        {n: pd.DataFrame({"x": [1e9, 1e10], "y": [3.0, y], "text": "64×4"}) for n, y in (("a", 2.5), ("<b>", 2.6))},
+        "compute of the one model (FLOPs)",
+        "a goes lowest: 2.5 nats per token",
+        "lower is better.",
+        True,
+    ),
     "tree": lambda: curve_figures.tree(trunk_rows(), curve(0, 160_000), FORKS),
     "tree, no curves": lambda: curve_figures.tree(trunk_rows(), None, {}),
     "tree, diverged": lambda: curve_figures.tree(trunk_rows().assign(loss=math.nan), curve(0, 9000), {}),
-    "trunks": lambda: curve_figures.trunks(
-        [("32×2", 0.01, curve(0, 9000)), ("48×3", 0.02, curve(0, 9000))], "ladder", 2
+    "trunks": lambda: trunk_figures.trunks([grown(0.01), grown(0.02)], "ladder", 2),
+    "trunks, bands": lambda: trunk_figures.trunks([grown(0.01 * k) for k in range(1, 203)], "ladder", 202),
+    "fan, bands": lambda: trunk_figures.fan([grown(0.01 * k) for k in range(1, 73)], "32×2", 72),
+    "tree, hours": lambda: curve_figures.tree(trunk_rows(), curve(0, 160_000), FORKS, (), Units(HOURS, "bits", 0.36)),
+    "fan, FLOPs": lambda: trunk_figures.fan([grown(0.01), grown(0.02)], "32×2", 2, Units(FLOPS, "bits", 0.36)),
+    "parallel": lambda: parallel(tried()),
+    "parallel, brushed": lambda: parallel(tried(), {"lr": (0.002, 0.02), "decay_shape": frozenset({"linear"})}),
+    "parallel, by rung": lambda: parallel(tried(), by="rung"),
+    "parallel, nothing left": lambda: parallel(tried(), {"lr": (9.0, 10.0)}),
+    "importance": lambda: landscape_figures.importance(landscape.importance(tried(), settings(tried()))),
+    "importance, of noise": lambda: landscape_figures.importance(
+        landscape.importance(tried().assign(loss=np.random.default_rng(1).uniform(2, 3, 200)), settings(tried()))
+    ),
+    "map": lambda: contours(tried()),
+    "map, few": lambda: contours(tried().head(4)),
+    "slices": lambda: figures.searched(
+        tried(),
+        ["lr", "decay"],
+        {},
+        "shape",
+        [(g.name, g.rows, g.look) for g in landscape_figures.groups(tried(), "loss")],
+    ),
+    "residuals": lambda: law_figures.residuals(whatif.residuals(fit(), "size", "huber"), "size"),
+    "alternatives": lambda: law_figures.alternatives(OTHERS, fit(), CHECK),
+    "budgets": lambda: law_figures.iso_flops(whatif.iso_flop(with_both())[0], [], with_both()),
+    "budgets, as read": lambda: law_figures.iso_flops([], whatif.parabolas(one_budget()), fit()),
+    "evidence": lambda: answer_figures.evidence("lr", EVIDENCE["lr"], ladder()),
+    "evidence, a name": lambda: answer_figures.evidence(
+        "decay_shape", {"value": "linear", "low": None, "high": None, "source": "best of 2"}, ladder()
+    ),
+    "what a budget buys": lambda: answer_figures.budget(
+        spend.curve(ANSWER, ANSWER["path"], spend.TIMES, None), bought(4.0), ANSWER, "size", "USD"
     ),
     "law": lambda: law_figures.law(fit()),
     "law, checked": lambda: law_figures.law(fit(), CHECK),
@@ -262,17 +394,32 @@ FIGURES = {
     "attempts": lambda: cost_figures.attempts(spans("complete", "failed", "complete", "new"), 2),
     "attempts, one": lambda: cost_figures.attempts(spans("complete"), 1),
     "three lrs, waiting": lambda: forecast_figures.contrast(forecasts(measured=False)[:3]),
+    "calibration": lambda: forecast_figures.calibration(forecasts()),
+    "target": lambda: target_figures.loss(standing(), LOSSES),
+    "target, alarmed": lambda: target_figures.loss(standing(alarm=ALARM), LOSSES),
+    "target, finished": lambda: target_figures.loss(standing(), LOSSES, 2.01),
+    "target, too early": lambda: target_figures.loss(standing(inside=None, known=0), LOSSES),
+    "target, no bundle": lambda: target_figures.loss(standing(inside=None, told=False), LOSSES),
+    "normalised": lambda: target_figures.normalised(standing(), RATIOS),
+    "normalised, no ladder": lambda: target_figures.normalised(standing(inside=None, known=0), []),
 }
 EVIDENCE = {"lr": {"value": 0.01, "low": 0.008, "high": 0.012, "source": "valley's fitted minimum", "caution": ""}}
 FORKS = {"32-1-100000": curve(80_000, 100_000), "32-1-200000": curve(160_000, 200_000)}
 UNITLESS = {"decay_shape", "trial", "rule over axis"}
+VERDICTS = ("yet", "no minimum", "refused", "diverged", "none", "passes", "fails", "transfers", "clearly")
+
+
+@cache
+def drawn(name: str) -> go.Figure:
+    return FIGURES[name]()
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_can_be_read_without_its_author(name: str) -> None:
-    fig = FIGURES[name]()
+    fig = drawn(name)
+    finding, read = fig.layout.meta["finding"], fig.layout.meta["read"]
     assert fig.layout.title.text
-    read = fig.layout.meta["read"]
+    assert any(c.isdigit() for c in finding) or any(v in finding for v in VERDICTS), finding
     assert read.endswith(".")
     assert read.count(". ") == 0  # one sentence
     fig.to_json()
@@ -284,8 +431,29 @@ def test_every_figure_can_be_read_without_its_author(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_s_data_can_be_taken_away(name: str) -> None:
+    """All that is drawn, and nothing that only explains the legend."""
+    fig = drawn(name)
+    rows = takeaway.table(fig)
+    assert set(rows.columns) <= set(takeaway.COLUMNS)
+    shown = [t for t in fig.data if getattr(t, "x", None) is not None and len(t.x) and t.x[0] is not None]
+    assert bool(len(rows)) == bool(shown)
+    assert not rows[["x", "y"]].isna().any().any() if len(rows) else True
+    assert all(rows.x_name) and all(rows.y_name) if len(rows) else True
+
+
+def test_a_taken_table_is_what_was_drawn() -> None:
+    rows = takeaway.table(law_figures.law(fit(), CHECK))
+    told = rows[rows.series.str.startswith("forecast")].iloc[0]
+    assert (told.x, told.y, told.y_low, told.y_high) == pytest.approx((1e6, 1.8, 1.75, 1.85))
+    assert set(rows[rows.series.str.startswith("valleys")].y) == set(ladder()[ladder().lr == 0.01].loss)
+    cells = takeaway.table(contours(tried()))
+    assert (cells.series == "smoothed").sum() == landscape.GRID**2
+
+
+@pytest.mark.parametrize("name", FIGURES)
 def test_every_colour_is_named_in_the_legend(name: str) -> None:
-    fig = FIGURES[name]()
+    fig = drawn(name)
     named = {t.legendgroup or t.name for t in fig.data if t.showlegend is not False}
     for t in fig.data:
         assert (t.legendgroup or t.name) in named or t.marker.symbol == figures.RING["symbol"]
@@ -391,7 +559,7 @@ def test_long_curves_are_thinned_and_keep_their_mean() -> None:
     assert curve_figures.thinned(thin) is thin
 
 
-@pytest.mark.parametrize("module", [style, figures, transfer_figures])
+@pytest.mark.parametrize("module", [style, figures, transfer_figures, landscape, takeaway])
 def test_the_examples_in_the_docstrings_hold(module: ModuleType) -> None:
     found = doctest.testmod(module)
     assert found.attempted
@@ -485,10 +653,10 @@ def test_decays_to_one_rung_share_a_colour_and_differ_in_their_line() -> None:
 def test_a_fan_tells_the_best_lr_from_its_neighbours() -> None:
     trunks = [grown(0.01), grown(0.02), grown(0.04)]
     trunks[1] = Grown(trunks[1].rows.assign(loss=trunks[1].rows.loss - 1), None, {})
-    looks = curve_figures.looks_of(trunks)
+    looks = trunk_figures.looks_of(trunks)
     assert [looks[lr][0] for lr in (0.01, 0.02, 0.04)] == ["lr 0.01", "lr 0.02 (best)", "lr 0.04"]
     assert len({looks[lr][1]["color"] for lr in looks}) == 3
-    assert "lr 0.02 is best at D = 200k" in curve_figures.fan(trunks, "32×2", 3).layout.meta["finding"]
+    assert "lr 0.02 is best at D = 200k" in trunk_figures.fan(trunks, "32×2", 3).layout.meta["finding"]
 
 
 # groups
@@ -554,3 +722,25 @@ def test_the_best_of_three_lrs_is_named() -> None:
     assert forecast_figures.contrast_finding(rows).startswith("run 1 was best")
     lost = [{**r, "measured": None, "status": "diverged"} for r in rows]
     assert "diverged" in forecast_figures.contrast_finding(lost)
+
+
+def test_a_target_s_figure_says_where_it_stands() -> None:
+    titles = {
+        name: FIGURES[name]().layout.meta["finding"]
+        for name in ("target", "target, alarmed", "target, finished", "target, too early")
+    }
+    assert titles["target"] == "big is inside the bundle at 60%, 0.4% above what forecast and ladder say"
+    assert titles["target, alarmed"] == ALARM["text"]
+    assert titles["target, finished"] == "big stayed inside the bundle to its end: measured 2.010, forecast 2.000"
+    assert "too early" in titles["target, too early"]
+    marked = {t.name: t for t in FIGURES["target, alarmed"]().data}
+    assert list(marked["alarm, step 50"].x) == [450.0]
+
+
+def test_calibration_counts_the_losses_inside() -> None:
+    """Of 11 forecasts 2 missed (every fourth); at a level that no error reaches all hold."""
+    rows = forecast_figures.known(forecasts())
+    assert forecast_figures.held_at(rows, 0.9) == pytest.approx(9 / 11)
+    assert forecast_figures.held_at(rows, 0.9999) == 1.0
+    narrow = [{**r, "low": 1.999, "high": 2.001} for r in rows]
+    assert "too narrow" in forecast_figures.calibration_finding(narrow)

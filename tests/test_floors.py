@@ -25,6 +25,7 @@ HOMES = {  # a heavy library: who may import it
         "training/train",
         "training/pack",
         "training/parallel",
+        "training/members",
         "verdicts/coordinates",
         "sweeps/on_ray",
         "export",
@@ -94,7 +95,15 @@ def test_the_vocabulary_stands_alone() -> None:
             assert roots <= {*sys.stdlib_module_names, "pydantic", "tunnel"}, path
 
 
-LIGHT = ["tunnel", "tunnel.cli", "tunnel.plan", "tunnel.answers.recommend", "tunnel.sweeps.sweep", "dashboard.load"]
+LIGHT = [
+    "tunnel",
+    "tunnel.cli",
+    "tunnel.plan",
+    "tunnel.answers.recommend",
+    "tunnel.sweeps.sweep",
+    "dashboard.load",
+    "dashboard.report",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

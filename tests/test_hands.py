@@ -12,37 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_spec, trunk_spec, write_corpus
+from conftest import TRAINED, run_spec, trunk_spec, write_corpus
 
 from tunnel.run import Record, Trial
 from tunnel.sweeps import rerun, sweep
 from tunnel.sweeps.hands import Hands
 
-STUDY = """
-question = "Do packs keep their promise?"
-family = "gpt"
-[data]
-corpus = "files"
-paths = ["{corpus}/*.txt"]
-held_out = 0.2
-eval_tokens = 512
-[model]
-head_dim = 8
-base_width = 16
-base_depth = 1
-seq_len = 32
-[train]
+STUDY = (
+    'question = "Do packs keep their promise?"'
+    + TRAINED
+    + """[train]
 lr = 0.01
 batch_tokens = 256
 decay = 0.25
 [resources]
 backend = "{backend}"
 pack = {pack}
-[[target]]
-name = "big"
-width = 48
-depth = 3
-tokens = "16k"
 [[stage]]
 name = "ladder"
 kind = "ladder"
@@ -51,6 +36,7 @@ widen = 0
 fan = [1, 2, 5000]
 rungs = {{ tokens = {rungs} }}
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,12 @@ def test_rungs_are_forks_of_one_trunk(study_file: Write) -> None:
         assert trial.trunk.settings.batch_tokens == 1024
 
 
+def test_a_shape_has_the_rungs_that_are_cheap_enough(study_file: Write) -> None:
+    asked = study.load(study_file(('tokens = ["50k", "100k"]', 'tokens = ["50k", "100k"], max_flops = 1e11')))
+    found = {t.trunk.shape.width: {r.tokens // 1024 for r in t.runs} for t in ladder_trials(asked, {"lr": 0.02})}
+    assert found == {32: {49, 98}, 64: {49}}  # 6 × 188,992 parameters × 100k tokens are 1.13e11
+
+
 def test_several_decays_end_at_one_rung_off_one_trunk(study_file: Write) -> None:
     decays = (
         '[{ decay = 0.05 }, { decay = 0.2, decay_shape = "linear" }, { decay_shape = "exponential", half_life = 0.4 }]'
@@ -244,6 +250,11 @@ def test_cosine_is_one_decay_from_the_warmup_on(study_file: Write) -> None:
             "width = 128\ndepth = 8",
             "width = 64\ndepth = 2",
             "target.big: has 94,528 parameters, fewer than the largest proxy of stage ladder (188,992)",
+        ),
+        (
+            'tokens = ["50k", "100k"]',
+            'tokens = ["50k", "100k"], max_flops = 1e10',
+            "rungs.max_flops: leaves 64×4, of 188,992 parameters, no rung; got 10000000000.0",
         ),
         ("  depth = 2", "  depth = 256", "fewer than the largest proxy of stage calibrate"),
         ('family = "synthetic"', 'family = "gtp"', "family: is not a family; got 'gtp'; choices: gpt, synthetic"),

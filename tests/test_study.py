@@ -111,7 +111,7 @@ BAD = [
     ),
     ("[model]", '[data]\ncorpus = "files"\n[model]', 'data: paths belong to corpus = "files", and it needs them', ""),
     ("[model]", '[data]\nhub_token = "hf_abc"\n[model]', "data.hub_token: looks like a secret", "environment"),
-    ("[model]", "[model", "is not TOML", "line 4"),
+    ("[model]", "[model", "is not TOML", "line 3"),
 ]
 
 

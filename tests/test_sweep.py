@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
+from conftest import TINY, TRAINED
 
 from tunnel import plan, tuned
 from tunnel.answers import recommend
@@ -26,29 +26,14 @@ from tunnel.sampler import states
 from tunnel.sweeps import pipeline, sweep
 
 TUNNEL = [sys.executable, "-m", "tunnel.cli"]
-STUDY = """
-question = "Does a tiny tunnel hold?"
-family = "gpt"
-[data]
-corpus = "files"
-paths = ["{corpus}/*.txt"]
-held_out = 0.2
-eval_tokens = 2048
-[model]
-head_dim = 8
-base_width = 16
-base_depth = 1
-seq_len = 32
-[train]
+STUDY = (
+    'question = "Does a tiny tunnel hold?"'
+    + TRAINED
+    + """[train]
 batch_tokens = 256
 decay = 0.25
 [resources]
 backend = "{backend}"
-[[target]]
-name = "big"
-width = 48
-depth = 3
-tokens = "16k"
 [[stage]]
 name = "calibrate"
 kind = "search"
@@ -71,6 +56,7 @@ fan = [0.5, 1, 2]
 widen = 0
 rungs = {{ tokens = ["8k", "16k"] }}
 """
+)
 
 
 @pytest.fixture(scope="module")

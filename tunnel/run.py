@@ -83,15 +83,24 @@ class Source(Value):
     tokenizer: str
     held_out: float
     eval_tokens: int
-    then: tuple[Joined, ...] = ()  # what joins later, earliest first
+    then: tuple[Joined, ...] = ()  # what joins, earliest first; at 0: another source of the pre-training mix
+    loss: tuple[tuple[str, float], ...] = ()  # what the loss weighs, by held-out slice; (): the first corpus' alone
 
-    LATER = frozenset({"then"})
+    LATER = frozenset({"then", "loss"})
 
 
 class Joined(Value):
     """Data that joins a trunk after `at` tokens, as `share` of the sequences from then on."""
 
     at: int
+    share: float
+    source: Source
+
+
+class Mixed(Value):
+    """A source that is mixed into a decay: `share` of its sequences; what is left goes on as the trunk would."""
+
+    name: Name
     share: float
     source: Source
 
@@ -144,8 +153,9 @@ class RunSpec(Value):
     decay_shape: str
     min_ratio: float = 0.0
     half_life: float = HALF_LIFE  # of an exponential decay, as a part of its length
+    mix: tuple[Mixed, ...] = ()  # the decay's own data, by name; the trunk knows nothing of it
 
-    LATER = frozenset({"half_life"})
+    LATER = frozenset({"half_life", "mix"})
 
     @property
     def tokens(self) -> int:
@@ -225,7 +235,7 @@ class Record(Value):
     tokens_trained: int  # what this reading added: its part of the trunk, and its decay
     diverged_at: int | None = None  # tokens
     tau: float | None = None  # B / (lr · weight_decay · D), where there is weight decay
-    slices: dict[str, float] = {}  # held-out loss by corpus, where data joined; `loss` is the first corpus'
+    slices: dict[str, float] = {}  # held-out loss by source, where there are several; `loss` weighs them
     final: dict[str, str] = {}  # what the finished model was: digests of weights, moments, RNG; see `forks.digests`
     stability: Stability | None = None
     packed: int = 0  # trials that shared its steps (`tunnel.training.pack`); 0: the reference loop's

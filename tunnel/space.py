@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,21 +25,37 @@ class Dimension:
     meaning: str = ""
 
 
-DIMENSIONS: dict[str, Dimension] = {
-    "lr": Dimension("float", "per step", log=True, meaning="peak learning rate at the base shape"),
-    "warmup": Dimension("float", "fraction of the shortest rung, or tokens", -1e-9, meaning="length of the warmup"),
-    "decay": Dimension("float", "fraction of a rung", high=1.0, meaning="length of the decay"),
-    "decay_shape": Dimension("choice", "", meaning="shape of the decay"),
-    "half_life": Dimension("float", "fraction of the decay", log=True, meaning="half-life of an exponential decay"),
-    "min_ratio": Dimension("float", "of the peak", -1e-9, 1.0, meaning="multiplier at the decay's end"),
-    "batch_tokens": Dimension("int", "tokens", log=True, meaning="batch"),
-    "weight_decay": Dimension("float", "AdamW's lambda", -1e-9, meaning="weight decay at the base shape"),
-    "beta2": Dimension("float", "", high=1.0, meaning="Adam's second beta"),
-    "width": Dimension("int", "channels", meaning="width d"),
-    "depth": Dimension("int", "layers", meaning="depth L"),
-    "flops": Dimension("float", "FLOPs", log=True, meaning="full FLOPs of a trial, from which its tokens follow"),
-    "rules": Dimension("choice", "", meaning="rule of transfer, with its open switches: minicpm+depth_lr"),
-}
+class Table(dict[str, Dimension]):
+    """Rows by name; what is there for each of several sources, such as `decay_mix.code`, has one row for all."""
+
+    def __missing__(self, name: str) -> Dimension:
+        first, dot, _ = name.partition(".")
+        if not dot:
+            raise KeyError(name)
+        return self[first]
+
+
+DIMENSIONS: dict[str, Dimension] = Table(
+    {
+        "lr": Dimension("float", "per step", log=True, meaning="peak learning rate at the base shape"),
+        "warmup": Dimension("float", "fraction of the shortest rung, or tokens", -1e-9, meaning="length of the warmup"),
+        "decay": Dimension("float", "fraction of a rung", high=1.0, meaning="length of the decay"),
+        "decay_shape": Dimension("choice", "", meaning="shape of the decay"),
+        "half_life": Dimension("float", "fraction of the decay", log=True, meaning="half-life of an exponential decay"),
+        "min_ratio": Dimension("float", "of the peak", -1e-9, 1.0, meaning="multiplier at the decay's end"),
+        "batch_tokens": Dimension("int", "tokens", log=True, meaning="batch"),
+        "weight_decay": Dimension("float", "AdamW's lambda", -1e-9, meaning="weight decay at the base shape"),
+        "beta2": Dimension("float", "", high=1.0, meaning="Adam's second beta"),
+        "width": Dimension("int", "channels", meaning="width d"),
+        "depth": Dimension("int", "layers", meaning="depth L"),
+        "flops": Dimension("float", "FLOPs", log=True, meaning="full FLOPs of a trial, from which its tokens follow"),
+        "decay_mix": Dimension(
+            "float", "of the decay's sequences", -1e-9, 1.0, meaning="a source's share in the decay"
+        ),
+        "rules": Dimension("choice", "", meaning="rule of transfer, with its open switches: minicpm+depth_lr"),
+    }
+)
+MIX = "decay_mix"
 SHAPE = ("width", "depth")
 SCALES = (*SHAPE, "flops")  # what makes a trial large and dear; all others are settings
 RULES = ("minicpm", "completep", "standard")
@@ -91,10 +108,13 @@ def whole(value: object) -> object:
 
 
 def parse_space(space: dict[str, Any]) -> dict[str, Axis | Scalar]:
-    """A stage's space table: {low, high, log, step} is a range, a list a choice, anything else a fixed value."""
+    """A stage's space table: {low, high, log, step} is a range, a list a choice, anything else a fixed value.
+
+    `decay_mix` has such a value per source, and becomes a setting for each: `decay_mix.code`.
+    """
     parsed: dict[str, Axis | Scalar] = {}
-    for name, value in space.items():
-        if name not in DIMENSIONS:
+    for name, value in by_source(space).items():
+        if name.partition(".")[0] not in DIMENSIONS or (name.partition(".")[0] == MIX) != ("." in name):
             raise ValueError(f"space.{name} is not a setting; choices: {', '.join(DIMENSIONS)}")
         if isinstance(value, dict):
             parsed[name] = parse_range(name, value)
@@ -106,7 +126,30 @@ def parse_space(space: dict[str, Any]) -> dict[str, Axis | Scalar]:
             parsed[name] = check_scalar(name, value)
     longest = {k: v.high if isinstance(v, Range) else v for k, v in parsed.items() if not isinstance(v, Choice)}
     check_lengths(longest.get("warmup", 0.0), longest.get("decay", 0.0))
+    check_shares({k: v for k, v in longest.items() if k.startswith(f"{MIX}.")})
     return parsed
+
+
+def by_source(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with `decay_mix = { code = 0.3 }` as `decay_mix.code`: 0.3."""
+    found = {k: v for k, v in table.items() if k != MIX}
+    mix = table.get(MIX) or {}
+    if not isinstance(mix, Mapping):
+        raise ValueError(f"{MIX} needs a share for each source: {{ name = 0.3 }}")
+    return found | {f"{MIX}.{source}": v for source, v in mix.items()}
+
+
+def mix_of(values: Mapping[str, Any]) -> dict[str, float]:
+    """The inverse, of settings: the shares above 0 by source, in alphabetical order."""
+    shares = {k.removeprefix(f"{MIX}."): float(v) for k, v in sorted(values.items()) if k.startswith(f"{MIX}.")}
+    return {k: v for k, v in shares.items() if v > 0}
+
+
+def check_shares(shares: Mapping[str, object]) -> None:
+    """The shares of a decay's sources leave nothing below 0 for the trunk's data."""
+    total = sum(v for v in shares.values() if isinstance(v, int | float))
+    if total > 1 + 1e-9:
+        raise ValueError(f"{MIX}: the largest shares sum to {total:.3g}; at most 1")
 
 
 def parse_range(name: str, table: dict[str, Any]) -> Range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,15 @@ import pandas as pd
 
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.space import SCALES, SHAPE, Choice, Range, Scalar
+from tunnel.space import MIX, SCALES, SHAPE, Choice, Range, Scalar
 from tunnel.study import Stage
-from tunnel.valleys import front, valley
+from tunnel.valleys import front, mixes, valley
 from tunnel.valleys.cube import Cube
 
 WAY = ("decay", "decay_shape", "half_life")  # what decays off one trunk may differ in
 WAYS = (*WAY, "min_ratio", "weight_decay", "beta2", "warmup")  # and what lists in a stage's space may vary
+HUGE = 700.0  # log of the largest float, nearly  *derived*
+LEAST_TRUNKS = 3  # that a bootstrap by trunk takes  *assumed*
 CELL = (*SHAPE, "D", "batch_tokens")  # readings that are compared
 
 
@@ -70,7 +72,7 @@ def best_ways(found: pd.DataFrame, besides: tuple[str, ...] = ()) -> pd.DataFram
 
     `besides`: what is no part of a way, but of the cell.
     """
-    named = [k for k in WAYS if k not in besides]
+    named = [k for k in (*WAYS, *mixes.columns(found)) if k not in besides]
     kept = [best_way(cell, named)[1] for _, cell in found.groupby([*CELL, *besides], sort=False)]
     return found.loc[np.concatenate([rows.index.to_numpy() for rows in kept])].sort_index()
 
@@ -103,6 +105,8 @@ def settled(found: pd.DataFrame, stage: Stage) -> dict[str, Setting]:
         near = np.abs(np.log(last.decay.to_numpy(float)[:, None] / np.array(asked))).argmin(axis=1)
         last = last.assign(decay=np.array(asked)[near])
     several = [k for k in WAYS if last[k].nunique() > 1 and (k in stage.axes or k in WAY)]
+    shares = [k for k in mixes.columns(last) if last[k].nunique() > 1]
+    several += shares
     if not several:
         return {}
     lows = {k: own_low(rows) for k, rows in last.groupby([*SHAPE, *several], sort=False)}
@@ -114,7 +118,26 @@ def settled(found: pd.DataFrame, stage: Stage) -> dict[str, Setting]:
     ahead = f"; the next is {100 * math.expm1(ranked[1][0] - ranked[0][0]):.2g}% behind"
     where = f"best of {len(ranked)} ways over the shapes of stage {stage.name}, at their last rungs{ahead}"
     behind = tuple(last.fingerprint)
-    return {k: Setting(plain(v), None, None, where, "", behind) for k, v in zip(several, ranked[0][1], strict=True)}
+    best = {k: Setting(plain(v), None, None, where, "", behind) for k, v in zip(several, ranked[0][1], strict=True)}
+    return best | {k: shared(k, last, best[k]) for k in shares}
+
+
+def shared(name: str, rows: pd.DataFrame, otherwise: Setting) -> Setting:
+    """A source's share of the decay: where the curve through forks of one trunk is least.
+
+    Where that is at the edge, or not to be told, it is `otherwise`, with the range that was tried and a caution.
+    """
+    dip = mixes.best(mixes.table(rows, name, np.log(rows.loss.to_numpy(float))))
+    low, high = float(rows[name].min()), float(rows[name].max())
+    few = f"{name}: three shares cannot show whether a parabola holds; a fourth would tell"
+    if dip is not None and dip.curved:
+        least, most = np.clip([dip.low, dip.high], low, high).tolist()
+        told: dict[str, Any] = {"value": dip.at, "low": least, "high": most}
+        told |= {"caution": few if rows[name].nunique() < 4 else ""}
+        return replace(otherwise, **told, source=f"minimum over forks of the same trunks; {otherwise.source}")
+    inside = low < float(otherwise.value) < high
+    why = "no minimum shows inside the shares tried" if inside else "its best share is at the edge of those tried"
+    return replace(otherwise, low=low, high=high, caution=f"{name}: {why}; more shares, or seeds, would tell")
 
 
 def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
@@ -124,8 +147,8 @@ def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
     best; the numbers are then those of the best one, where it has readings enough, else of all.
     """
     if "flops" in stage.axes:
-        return on_front(stage, searched(of_stage(readings, stage.name)))
-    frame = searched(last_rung(of_stage(readings, stage.name)))
+        return on_front(stage, searched(of_stage(readings, stage.name), stage))
+    frame = searched(last_rung(of_stage(readings, stage.name)), stage)
     if stage.kind != "search":
         frame = frame[frame.N.max() == frame.N] if len(frame) else frame
     numeric, kinds = axes_of(stage, frame)
@@ -142,6 +165,8 @@ def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
     for name, axis in numeric.items():
         dip = bowl.dips.get(name) if bowl else None
         settings[name] = from_bowl(name, axis, dip, float(winner[name]), frame, stage)
+        if name.startswith(f"{MIX}.") and frame.run.nunique() == 1:
+            settings[name] = shared(name, frame, settings[name])
     return settings
 
 
@@ -186,6 +211,8 @@ def axes_of(stage: Stage, frame: pd.DataFrame) -> tuple[dict[str, Range], list[t
     kinds += [("batch_tokens",)] if len(stage.batches) > 1 else []  # only what was listed is whole sequences
     spread = [*(["decay"] if "decay" in several else []), *(["lr"] if len(stage.fan) > 1 else [])]
     numeric |= {k: Range(float(frame[k].min()), float(frame[k].max()), True) for k in spread if len(frame)}
+    listed = [k for k in mixes.columns(frame) if stage.decays and frame[k].nunique() > 1]
+    numeric |= {k: Range(float(frame[k].min()), float(frame[k].max())) for k in listed if k not in numeric}
     return numeric, kinds
 
 
@@ -196,11 +223,11 @@ def needed(numeric: dict[str, Range], shapes: list[str]) -> int:
 
 def bowl_of(frame: pd.DataFrame, names: Sequence[str]) -> valley.Bowl | None:
     """The valley over some settings; decays of one trunk are drawn together, and trade with its lr."""
-    logs = {k: np.log(frame[k].to_numpy(float)) for k in names if bool((frame[k] > 0).all())}
+    places = {k: x for k in names if (x := coordinate(k, frame[k].to_numpy(float))) is not None}
     loss = np.log(frame.loss.to_numpy(float))
-    forks = frame.run.duplicated().any()
+    forks = frame.run.duplicated().any() and frame.run.nunique() >= LEAST_TRUNKS  # of one trunk, forks are the draws
     run, pair = (frame.run.to_numpy(str), ("lr", "decay")) if forks else (None, None)
-    return valley.basin(logs, loss, run, pair)
+    return valley.basin(places, loss, run, pair)
 
 
 def chosen(
@@ -237,9 +264,22 @@ def own_best(rows: pd.DataFrame, others: Sequence[str]) -> tuple[float, float]:
     return bowl.low, bowl.noise
 
 
-def searched(found: pd.DataFrame) -> pd.DataFrame:
-    """The readings with warmup as it was asked: a logarithm needs it above 0."""
-    return found.assign(warmup=found.warmup.clip(lower=1.0)) if len(found) else found
+def searched(found: pd.DataFrame, stage: Stage) -> pd.DataFrame:
+    """The readings with warmup as it was asked, since a logarithm needs it above 0, and with every share."""
+    none = {k: 0.0 for k in stage.axes if k.startswith(f"{MIX}.") and k not in found}
+    return found.assign(warmup=found.warmup.clip(lower=1.0), **none) if len(found) else found
+
+
+def coordinate(name: str, values: np.ndarray) -> np.ndarray | None:
+    """A setting as its valley is drawn: its logarithm, a share as it is; None where there is none."""
+    if name.startswith(f"{MIX}."):
+        return values
+    return np.log(values) if bool((values > 0).all()) else None
+
+
+def back(name: str, at: float) -> float:
+    """The inverse, of one value."""
+    return at if name.startswith(f"{MIX}.") else math.exp(min(at, HUGE))
 
 
 def from_bowl(
@@ -249,9 +289,9 @@ def from_bowl(
     low, high = float(frame[name].min()), float(frame[name].max())
     behind = tuple(frame.fingerprint)
     where = f"stage {stage.name}, {len(frame)} {'trials' if frame.run.is_unique else 'readings'}"
-    if dip is not None and dip.curved and math.log(low) <= dip.at <= math.log(high):
-        least, most = np.clip(np.exp([dip.low, dip.high]), low, high).tolist()
-        value = on_grid(axis, math.exp(dip.at))
+    if dip is not None and dip.curved and low <= back(name, dip.at) <= high:
+        least, most = np.clip([back(name, dip.low), back(name, dip.high)], low, high).tolist()
+        value = on_grid(axis, back(name, dip.at))
         return Setting(value, least, most, f"valley's fitted minimum, {where}", "", behind)
     edge = dip is not None and dip.curved
     why = (
@@ -282,7 +322,7 @@ def aspect(stage: Stage, readings: pd.DataFrame) -> Setting | None:
     axes = {k: a for k, a in stage.axes.items() if isinstance(a, Range)}
     if not set(SHAPE) <= set(axes) or not len(found):
         return None
-    frame = searched(found).assign(aspect=lambda f: f.width / f.depth)
+    frame = searched(found, stage).assign(aspect=lambda f: f.width / f.depth)
     names = ["aspect", *(k for k in axes if k not in SHAPE)]
     bowl = bowl_of(frame, names)
     winner = float(frame.aspect.iloc[int(frame.loss.to_numpy(float).argmin())])

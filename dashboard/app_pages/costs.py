@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import cost_figures, ledger, load, show
+from dashboard import address, cost_figures, ledger, load, show
 from dashboard.figures import shape_name
 from dashboard.ledger import Deeds, Ledger
 from dashboard.style import clock, duration, money, share
@@ -107,8 +107,9 @@ def trained(seen: load.Opened, book: Ledger) -> None:
     kind = kind if kind in there else there[0]
     table = chosen(kinds[kind])
     money_of = {"cost": show.significant(f"cost ({seen.asked.price.currency})" if seen.asked else "cost", 3)}
-    listed(shown(table, kind), money_of)
-    said = f"{len(table):,} of {len(kinds[kind]):,}; a click on a column's name sorts by it"
+    listed(shown(table, kind), {**money_of, "trial": show.trials("row trial")})
+    clicks = "a click on a trial's name opens its page, one on a column's name sorts by it"
+    said = f"{len(table):,} of {len(kinds[kind]):,}; {clicks}"
     if kind == TRIALS:
         said += f"; together they held a device for {duration(table.device_seconds.sum())}"
     st.caption(f"How to read this: {EXPLAINED[kind]}. {said.capitalize()}.")
@@ -132,10 +133,11 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame, kind: str) -> pd.DataFrame:
-    """What is shown of a table: names of shapes, and times that a column can sort by."""
+    """What is shown of a table: names of shapes and trials, and times that a column can sort by."""
     sizes = zip(table.width, table.depth, strict=True)
     shapes = [shape_name(w, d) if pd.notna(w) and pd.notna(d) else "" for w, d in sizes]
-    own = table.assign(shape=shapes, started=times(table.started))
+    names = [address.trial_of(s, n) for s, n in zip(table.stage, table.trial, strict=True)]
+    own = table.assign(shape=shapes, started=times(table.started), trial=names)
     return own.reindex(columns=SHOWN[kind].split()).dropna(axis="columns", how="all")
 
 

@@ -1,4 +1,4 @@
-"""Curves: loss and learning rate against tokens; a trunk with its forks as a tree, and the trunks of a shape."""
+"""Curves: a trunk with its forks as a tree, loss above and learning rate below, and all trunks of a shape."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import curve_figures, groups, load, show
-from dashboard.curve_figures import Grown
+from dashboard import address, curve_figures, groups, load, show, trunk_figures
+from dashboard.curve_figures import FLOPS, HOURS, TOKENS, Units
 from dashboard.figures import names_of, shape_name
-from dashboard.style import nats
+from dashboard.style import clock, nats
+from dashboard.trunk_figures import Grown
 
 LISTED = 500  # trunks that can be chosen; the browser is sent them all  *assumed*
+MOST = 1000  # trunks whose curves are read for one figure  *assumed*
 EVERY_SHAPE = "all shapes, before any decay"
+LOSSES = {"nats per token": "nats", "bits per byte": "bits"}
+TREE = "tree"  # in the address
 STABILITY = {
     "attention_logit": st.column_config.NumberColumn("largest attention logit", format="%.3g"),
     "log_partition": st.column_config.NumberColumn("log-partition", format="%.3g"),
@@ -72,14 +76,15 @@ def grown(seen: load.Opened, rows: pd.DataFrame, states: Mapping[str, str]) -> G
     return Grown(rows, whole, forks, stopped(rows, states))
 
 
-def tree(seen: load.Opened, rows: pd.DataFrame, chosen: str, states: Mapping[str, str]) -> None:
+def tree(seen: load.Opened, rows: pd.DataFrame, chosen: str, states: Mapping[str, str], units: Units) -> None:
     mine = rows[rows.tree == chosen]
     one = grown(seen, mine, states)
     if one.curve is None and not one.forks:
-        show.nothing("This trunk's curve was not kept", "Its readings are on the page Valleys.")
+        show.nothing("This trunk's curve was not kept", "Its readings are on the page Landscape.")
     else:
         joins = [float(t.at) for t in seen.asked.data.then if t.at < mine.D.max()] if seen.asked else []
-        show.figure(curve_figures.tree(mine, one.curve, one.forks, joins), f"tree {chosen}")
+        fig = curve_figures.tree(mine, one.curve, one.forks, joins, units)
+        show.figure(fig, f"tree {chosen} {units.x} {units.y}")
     stability(mine)
 
 
@@ -95,47 +100,51 @@ def stability(mine: pd.DataFrame) -> None:
     st.dataframe(shown, hide_index=True, placeholder="–", column_config={**numbers, **decay, **STABILITY})
 
 
-def fans(seen: load.Opened, stage: str, rows: pd.DataFrame, chosen: str, states: Mapping[str, str]) -> None:
-    """All trunks of a shape with their forks; or of all shapes, without."""
-    key = f"{seen.root.name} {stage}"
+def fans(
+    seen: load.Opened, stage: str, rows: pd.DataFrame, chosen: str, states: Mapping[str, str], units: Units
+) -> None:
+    """All trunks of a shape with their forks; or of all shapes, without. A click on a reading opens its trial."""
     shapes, mine = groups.shapes(rows), rows[rows.tree == chosen].iloc[0]
     names = [*shapes, EVERY_SHAPE]
     left, right = st.columns([1, 2])
     at = shapes.index(shape_name(mine.width, mine.depth))
-    shape = left.selectbox("All trunks of", names, index=at, key=f"shape of {key} {chosen}")
-    if shape == EVERY_SHAPE:
-        every(seen, trunks(rows), stage)
-        return
-    own = rows[pd.Series(names_of(rows), index=rows.index) == shape]
+    shape = left.selectbox("All trunks of", names, index=at, key="trunks", bind="query-params")
     asked = seen.asked.stage_named(stage) if seen.asked and stage in {s.name for s in seen.asked.stage} else None
-    kinds = groups.of(own, asked, decays=False) if asked else {groups.ALL: own}
+    own = rows if shape == EVERY_SHAPE else rows[pd.Series(names_of(rows), index=rows.index) == shape]
+    kinds = groups.of(own, asked, decays=False) if asked and shape != EVERY_SHAPE else {groups.ALL: own}
     kind = next(iter(kinds))
     if len(kinds) > 1:
-        kind = right.selectbox("Of these", list(kinds), key=f"kind of {key} {shape}")
-    trunk = kinds[kind].groupby("tree", sort=False)
-    drawn, left_over = list[Grown](), curve_figures.CURVES
-    for _, rows_of in trunk:
-        one = grown(seen, rows_of, states)
-        left_over -= 1 + len(one.forks)
-        if left_over < 0:
-            break
-        drawn.append(one)
-    name = shape if kind == groups.ALL else f"{shape}, {kind}"
-    show.figure(curve_figures.fan(drawn, name, trunk.ngroups), f"fan {key} {name}")
-
-
-def every(seen: load.Opened, found: pd.DataFrame, stage: str) -> None:
-    first = found.iloc[: curve_figures.CURVES]
-    several = [
-        (shape_name(r.width, r.depth), float(r.lr), c)
-        for _, r in first.iterrows()
-        if (c := load.curve(seen.root, r.tree)) is not None and len(c)
-    ]
-    if not several:
-        show.nothing("No trunk's curve was kept", "Their readings are on the page Valleys.")
+        kind = right.selectbox("Of these", list(kinds), key="kind", bind="query-params")
+    several = list(kinds[kind].groupby("tree", sort=False))
+    drawn = [grown(seen, rows_of, states) for _, rows_of in several[:MOST]]
+    key = f"{seen.root.name} {stage} {shape} {kind} {units.x} {units.y}"
+    if shape == EVERY_SHAPE:
+        kept = [t for t in drawn if t.curve is not None]
+        if not kept:
+            show.nothing("No trunk's curve was kept", "Their readings are on the page Landscape.")
+            return
+        kept.sort(key=lambda t: (t.first.width, t.first.depth))
+        show.figure(trunk_figures.trunks(kept, stage, len(several), units), f"trunks {key}")
         return
-    ordered = sorted(several, key=lambda c: [int(k) for k in c[0].split("×")])
-    show.figure(curve_figures.trunks(ordered, stage, len(found)), f"trunks {seen.root.name} {stage}")
+    name = shape if kind == groups.ALL else f"{shape}, {kind}"
+    found = show.figure(trunk_figures.fan(drawn, name, len(several), units), f"fan {key}", None, ("points",))
+    show.open_clicked(found)
+
+
+def units_of(rows: pd.DataFrame) -> Units:
+    """What the reader wants on the axes."""
+    left, right = st.columns([1, 2])
+    timed = bool((rows.seconds > 0).all() and (rows.tokens_trained > 0).any())
+    across = [TOKENS, FLOPS, *([HOURS] if timed else [])]
+    x = left.segmented_control("Against", across, default=TOKENS, required=True, key="against", bind="query-params")
+    y = "nats per token"
+    if rows.bpb.notna().any():
+        y = right.segmented_control("Loss in", list(LOSSES), default=y, required=True, key="in", bind="query-params")
+    y, up = LOSSES.get(y, "nats"), 1.0
+    if y == "bits":
+        up = float((rows.bpb / rows.loss).median())
+    longest = float((rows.D * rows.seconds.sum() / max(rows.tokens_trained.sum(), 1)).max())
+    return Units(x if x in across else TOKENS, y, up, clock(longest))
 
 
 def page(seen: load.Opened) -> None:
@@ -146,20 +155,32 @@ def page(seen: load.Opened) -> None:
     names = list(dict.fromkeys(seen.readings.stage))[::-1]
     left, right = st.columns([1, 2])
     ladder = next((i for i, n in enumerate(names) if n in ladders), 0)
-    stage = left.selectbox("Stage", names, index=ladder, key=f"stage of {seen.root.name}")
-    rows = load.of_stage(seen, stage)
+    stage = left.selectbox("Stage", names, index=ladder, key="curves", bind="query-params")
+    rows = show.named(load.of_stage(seen, stage))
     rows = rows.assign(tree=rooted(rows))
     found, states = trunks(rows), load.states(seen.root, stage)
     seeds = rows.seed.nunique() > 1
     halted = set(rows.tree[rows.fingerprint.map(states) == "pruned"])
-    labels = {str(r.tree): label(r, seeds, r.tree in halted) for r in found.iloc[:LISTED].itertuples()}
+    wanted = address.get(TREE, "")
+    wanted = next(iter(rows.tree[(rows.fingerprint == wanted) | (rows["run"] == wanted)]), "")
+    listed = found.iloc[:LISTED]
+    if wanted and wanted not in set(listed.tree):
+        listed = pd.concat([found[found.tree == wanted], listed])
+    labels = {str(r.tree): label(r, seeds, r.tree in halted) for r in listed.itertuples()}
     what = "Trunk" if len(found) <= LISTED else f"Trunk: the best {LISTED} of {len(found):,}"
+    options = list(labels)
     chosen = right.selectbox(
-        what, list(labels), format_func=labels.__getitem__, key=f"trunk of {seen.root.name} {stage}"
+        what,
+        options,
+        index=options.index(wanted) if wanted else 0,
+        format_func=labels.__getitem__,
+        key=f"trunk of {seen.root.name} {stage}",
     )
-    tree(seen, rows, chosen, states)
+    address.put(TREE, chosen)
+    units = units_of(rows)
+    tree(seen, rows, chosen, states, units)
     if len(found) > 1:
-        fans(seen, stage, rows, chosen, states)
+        fans(seen, stage, rows, chosen, states, units)
 
 
 if __name__ == "__main__":  # Streamlit runs a page as a script

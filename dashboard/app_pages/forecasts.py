@@ -1,15 +1,21 @@
-"""Forecasts: all that this study ever registered, what was measured then, and how far to trust the next one."""
+"""Forecasts: the running target in its bundle, all that the study registered, and how far to trust the next one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from dashboard import forecast_figures, load, show
+from dashboard import forecast_figures, load, show, target_figures
+from dashboard.curve_figures import thinned
+from dashboard.figures import shape_name
+from dashboard.style import nats
 from tunnel.answers import worth
 
+ENOUGH = 5  # measured forecasts that a calibration is shown of  *assumed*
+EMPTY = pd.DataFrame({"tokens": [], "loss": []})
 MEANS = {
     "mean_error_percent": "mean error (%)",
     "half_width_percent": "half width (%)",
@@ -68,6 +74,51 @@ def cards(found: dict[str, Any]) -> None:
         )
 
 
+def running(seen: load.Opened) -> None:
+    """The target that has begun; looked at again and again while it trains."""
+    if load.target(seen.root) is None:
+        return
+    st.subheader("The running target" if seen.check is None else "The target's run")
+    alive = load.alive(seen.root)
+    trains = alive is not None and alive.running and str(alive.progress["stage"]).startswith("target:")
+    measured = seen.check["measured"] if seen.check else None
+    (st.fragment(standing, run_every=show.EVERY) if trains else standing)(seen.root, measured)
+
+
+def standing(root: Path, measured: float | None) -> None:
+    found = load.target(root)
+    if found is None:
+        return
+    awaited, s = found
+    live, course = s["live"], s["live"]["course"]
+    off, inside = live["off_percent"], {True: "inside", False: "left it", None: "not yet known"}[live["inside"]]
+    last = ("On course for", "–", "Nats per token, by its forecast and its slices so far.")
+    if measured is not None:
+        last = ("Measured", nats(measured), "Nats per token, on held-out data.")
+    elif course:
+        ends = f"{nats(course['low'])} to {nats(course['high'])}"
+        last = ("On course for", nats(course["value"]), f"{ends} nats per token (90%), by forecast and slices so far.")
+    show.cards(
+        [
+            ("Trained", f"{live['progress']:.0%}", f"{target_figures.tokens(s)} tokens."),
+            ("Bundle", inside, "Of forecast and ladder. An alarm never stops a run."),
+            ("Off what was told", "–" if off is None else f"{off:+.2f}%", "Of the last slice: + is a higher loss."),
+            last,
+        ]
+    )
+    if live["alarm"]:
+        goes_on = "" if measured is not None else ". It trains on"
+        st.error(show.plain(f"{live['alarm']['text']}{goes_on}."), icon=":material/warning:")
+    run = awaited.run
+    parts = [load.curve(root, run.trunk.fingerprint), load.curve(root, run.fingerprint)]
+    drawn = thinned(pd.concat([p[["tokens", "loss"]] for p in parts if p is not None] or [EMPTY]))
+    curve = (drawn.tokens.to_numpy(), drawn.loss.to_numpy())
+    ladder = [(shape_name(w, d), y) for w, d, y in awaited.normalised()]
+    with show.figures():
+        show.figure(target_figures.loss(s, curve, measured), "target")
+        show.figure(target_figures.normalised(s, ladder), "normalised")
+
+
 def target(check: dict[str, Any] | None) -> None:
     """The target's own error, in loss and in compute."""
     if check is None or check["error_percent"] is None or "error_compute_percent" not in check:
@@ -80,6 +131,7 @@ def target(check: dict[str, Any] | None) -> None:
 
 
 def page(seen: load.Opened) -> None:
+    running(seen)
     found, why = load.forecasts(seen.root)
     if found is None or not found["forecasts"]:
         show.nothing(
@@ -89,12 +141,17 @@ def page(seen: load.Opened) -> None:
             "`tunnel recommend` registers the target's.",
         )
         return
+    st.subheader("How far forecasts can be trusted")
     cards(found)
     target(seen.check)
     rows = found["forecasts"]
     if found["all"]["of"]:
-        show.figure(forecast_figures.in_order(rows), "in order")
-        show.figure(forecast_figures.by_distance(rows), "by distance")
+        with show.figures():
+            if found["all"]["of"] >= ENOUGH:
+                show.figure(forecast_figures.calibration(rows), "calibration")
+            show.figure(forecast_figures.in_order(rows), "in order")
+            if any(r["distance"] is not None for r in forecast_figures.known(rows)):  # those of 0.1 lack it
+                show.figure(forecast_figures.by_distance(rows), "by distance")
         formats = {title: show.decimal(title, 2) for title in MEANS.values()}
         percent = st.column_config.NumberColumn("coverage", format="percent")
         st.dataframe(counts(found), hide_index=True, column_config={"coverage": percent, **formats})

@@ -1,4 +1,4 @@
-"""Transfer: does each setting's best value stay where it is, over width, depth, D and batch?"""
+"""Valleys & transfer: where a setting's best value lies, and whether it stays there over width, depth, D and batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from collections.abc import Mapping
 import pandas as pd
 import streamlit as st
 
-from dashboard import judge, load, show, stability_figures, transfer_figures
+from dashboard import figures, groups, judge, load, show, stability_figures, transfer_figures
 from dashboard.judge import UNITS, Found, Judged
+from tunnel.study import Stage
 
-ABOVE, LOSS = "above each valley's minimum", "loss"
+ABOVE, BEST, LOSS = "above each valley's minimum", "above each shape's best", "loss"
+LAWFUL = "best decay at each rung"
 PANELS = 6  # rules beside each other: as many as there are colours
 
 
@@ -69,19 +71,55 @@ def along(seen: load.Opened, told: Judged, setting: str) -> None:
         return
     st.subheader("Valleys and drift")
     left, middle, right = st.columns([2, 2, 2])
-    key = f"{seen.root.name} {setting}"
-    axis = left.segmented_control("Over", axes, default=axes[0], required=True, key=f"axis {key}")
+    axis = left.segmented_control("Over", axes, default=axes[0], required=True, key="over", bind="query-params")
+    axis = axis if axis in axes else axes[0]
     found = judge.lines(seen, told, setting, axis)
     places = list(dict.fromkeys(one.place for one in found))
-    place = middle.selectbox("At", places, key=f"place {key} {axis}")
-    how = right.segmented_control("Show", [ABOVE, LOSS], default=ABOVE, required=True, key=f"show {key}")
+    place = middle.selectbox("At", places, key="at", bind="query-params")
+    how = right.segmented_control("Show", [ABOVE, LOSS], default=ABOVE, required=True, key="shown", bind="query-params")
     shown = [one for one in found if one.place == place][:PANELS]
-    show.figure(transfer_figures.valleys(setting, shown, how == ABOVE), f"valleys {key} {axis} {place}")
+    key = f"{seen.root.name} {setting} {axis} {place}"
+    show.figure(transfer_figures.valleys(setting, shown, how == ABOVE), f"valleys {key}")
     moves = transfer_figures.drift(setting, shown)
     if moves is not None:
-        show.figure(moves, f"drift {key} {axis} {place}")
+        show.figure(moves, f"drift {key}")
     else:
         show.nothing("No valley here has a minimum", "Their lowest points lie at an edge: widen the range.")
+
+
+# fans
+
+
+def fans(seen: load.Opened) -> None:
+    """Loss against lr of a listed stage, with the joint fit of all its valleys where it is the ladder's."""
+    begun = set(seen.complete.stage)
+    stages = {s.name: s for s in (seen.asked.stage if seen.asked else ()) if s.kind != "search" and s.name in begun}
+    if not stages:
+        return
+    st.subheader("Fans: loss against lr, per shape")
+    left, middle, right = st.columns([2, 2, 2])
+    ladders = [n for n, s in stages.items() if s.kind == "ladder"]
+    names = list(stages)
+    first = names.index((ladders or names)[-1])
+    name = left.selectbox("Stage", names, index=first, key="fans", bind="query-params")
+    done = load.of_stage(seen, name)
+    done = done[done.status == "complete"]
+    fit = seen.fit if seen.fit and seen.fit.get("stage") == name else None
+    found = parts(seen, stages[name], done, lawful=fit is not None)
+    part = middle.selectbox("Of these", list(found), key="part", bind="query-params") if len(found) > 1 else groups.ALL
+    fit = fit if len(found) == 1 or part == LAWFUL else None
+    above = ABOVE if fit and fit["surface"]["curved"] else BEST
+    how = right.segmented_control(
+        "Show", [above, LOSS], default=above, required=True, key="fans shown", bind="query-params"
+    )
+    rows = found.get(part, next(iter(found.values())))
+    show.figure(figures.valleys(rows, fit, how != LOSS), f"fans {seen.root.name} {name} {part}")
+
+
+def parts(seen: load.Opened, stage: Stage, done: pd.DataFrame, lawful: bool) -> dict[str, pd.DataFrame]:
+    """A stage's readings as figures may hold them; those that its law is fitted to first."""
+    found = groups.of(done, stage)
+    return {LAWFUL: groups.lawful(done, seen), **found} if lawful and len(found) > 1 else found
 
 
 def coordinates(by_rules: Mapping[str, Found]) -> None:
@@ -135,29 +173,27 @@ def state(seen: load.Opened, told: Judged) -> None:
 
 def page(seen: load.Opened) -> None:
     told = judge.judged(seen)
-    if not told.by_setting:
-        show.nothing(
-            "There is no verdict yet",
-            f"The study {show.plain(told.why)}. "
-            if told.why
-            else "No setting was read at three values of one shape. "
-            "A stage of kind verdict reads several shapes, lengths or batches at several learning rates.",
-        )
-        return
-    state(seen, told)
-    names = list(told.by_setting)
-    setting = names[0]
-    if len(names) > 1:
-        setting = st.segmented_control(
-            "Setting", names, default=names[0], required=True, key=f"setting of {seen.root.name}"
-        )
-    by_rules = told.by_rules(setting)
-    verdicts(setting, by_rules)
-    along(seen, told, setting)
-    if setting == "lr":
-        coordinates(by_rules)
-        breaks(by_rules)
-    noise(by_rules)
+    if told.by_setting:
+        state(seen, told)
+        names = list(told.by_setting)
+        setting = names[0]
+        if len(names) > 1:
+            setting = st.segmented_control(
+                "Setting", names, default=names[0], required=True, key="setting", bind="query-params"
+            )
+            setting = setting if setting in names else names[0]
+        by_rules = told.by_rules(setting)
+        verdicts(setting, by_rules)
+        along(seen, told, setting)
+    else:
+        why = "No setting was read at three values of one shape. A stage of kind verdict reads several."
+        show.nothing("There is no verdict yet", f"The study {show.plain(told.why)}." if told.why else why)
+    fans(seen)
+    if told.by_setting:
+        if setting == "lr":
+            coordinates(by_rules)
+            breaks(by_rules)
+        noise(by_rules)
 
 
 if __name__ == "__main__":  # Streamlit runs a page as a script

@@ -53,7 +53,8 @@ def probed(to: str, name: str) -> tuple[Path, dict[str, Any]]:
     run, world = RUNS[name]
     bundle = Path(mkdtemp()) / "bundle"
     export(recommended(run), to, bundle, world_size=world, allow_lossy=True)
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(HERE / "probes")}
+    path = os.pathsep.join([str(bundle), str(HERE / "probes")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": path}
     command = [python(to), str(HERE / "probes" / f"probe_{to}.py"), str(bundle)]
     done = subprocess.run(command, env=env, cwd=bundle.parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -85,7 +86,7 @@ def test_parses(to: str, name: str) -> None:
     assert said["clip"] == s.clip
     assert said["bf16"] == (s.precision == "bf16")
     assert said.get("seq_len", SEQ) == SEQ
-    together = said["sequences"] * (world if to in ("hf", "llamafactory", "axolotl") else 1)
+    together = said["sequences"] * (world // said.get("processes", world))
     assert together * SEQ == BATCH
     assert together % (said["per_device"] * world) == 0
     multipliers = {k: v for k, v in promised["multipliers"].items() if k in said}

@@ -21,6 +21,7 @@ from tunnel.run import RunSpec, Shape, TrunkSpec
 from tunnel.space import Scalar
 from tunnel.study import Stage, Study, Target
 from tunnel.sweeps.extend import spelled, unit
+from tunnel.training import data
 
 APART = 1.1  # neighbours nearer than this factor, in N, D or lr, are one place  *assumed*
 STEP = 2.0  # from one shape, rung or factor to the next where there is only one  *assumed*
@@ -57,6 +58,7 @@ def shapes(asked: Study, stage: Stage, goal: Target) -> New:
     def count(width: int, depth: int) -> int:
         return family.count(Shape(width=width, depth=depth), body)
 
+    assert stage.rungs is not None
     known = sorted(stage.shapes, key=lambda s: count(*s))
     sizes = [count(*s) for s in known]
     end = count(goal.width, goal.depth)
@@ -68,7 +70,8 @@ def shapes(asked: Study, stage: Stage, goal: Target) -> New:
         width, depth = (float(np.exp(np.interp(math.log(n), path[:, 2], path[:, i]))) for i in (0, 1))
         head = asked.model.head_dim
         shape = max(head, round(width / head) * head), max(1, round(depth))
-        if count(*shape) <= LARGEST * end and alone(count(*shape), [*sizes, *(count(*s) for s in proposed)]):
+        near, readable = count(*shape) <= LARGEST * end, stage.rungs.lengths(count(*shape))
+        if near and readable and alone(count(*shape), [*sizes, *(count(*s) for s in proposed)]):
             proposed.append(shape)
     for shape in proposed:
         yield "shapes", f"shape {shape[0]}×{shape[1]}", {"shapes": (*stage.shapes, shape)}
@@ -183,7 +186,7 @@ class Folder:
 def folder_of(keep: Store, stage: Stage, readings: pd.DataFrame) -> Folder:
     """The folder of a ladder that has readings."""
     listed = [t["params"] for t in sampler.states(keep.root, stage.name)]
-    newest = max(readings.corpus_hash.astype(str), key=len)  # with all data that joined
+    newest = data.newest(readings.corpus_hash)
     return Folder(keep, stage.name, tuned.handed_on(keep, stage), listed, newest, frozenset(readings.fingerprint))
 
 
@@ -213,9 +216,10 @@ def stated(stage: Stage) -> dict[str, str]:
     assert stage.rungs is not None
     name = unit(stage.rungs)
     lengths = [f'"{spelled(d)}"' if name == "tokens" else repr(d) for d in getattr(stage.rungs, name)]
+    cheapest = f", max_flops = {stage.rungs.max_flops!r}" if stage.rungs.max_flops else ""
     return {
         "shapes": str([list(s) for s in stage.shapes]),
-        "rungs": f"{{ {name} = [{', '.join(lengths)}] }}",
+        "rungs": f"{{ {name} = [{', '.join(lengths)}]{cheapest} }}",
         "fan": str(list(stage.fan)),
         "seeds": str(list(stage.budget.seeds)),
     }

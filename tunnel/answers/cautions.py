@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from tunnel import families
 from tunnel.answers import forecasts, remedies
 from tunnel.answers.basis import Basis
@@ -91,7 +93,7 @@ def few(b: Basis) -> list[Caution]:
 
 def joined(b: Basis, run: RunSpec) -> list[Caution]:
     """A caution where data joined between the rungs."""
-    late = [j for j in run.trunk.source.then if b.rows.D.min() <= j.at < b.rows.D.max()]
+    late = [j for j in run.trunk.source.then if j.at > 0 and b.rows.D.min() <= j.at < b.rows.D.max()]
     if not late:
         return []
     text = (
@@ -128,21 +130,30 @@ def decayed(b: Basis, run: RunSpec) -> list[Caution]:
     return [Caution("drift", text, remedies.trained_with(b, best))]
 
 
-def repeats(b: Basis) -> list[Caution]:
-    """A caution where the target sees its data more than once; raises UserError beyond four epochs."""
+def repeats(b: Basis, run: RunSpec) -> list[Caution]:
+    """A caution where the target sees a source more than once; raises UserError beyond four epochs."""
     from tunnel.training import data
 
-    if not families.load(b.asked.family).reads or not data.is_local(b.asked.data):
+    local = all(map(data.is_local, (b.asked.data, *(part for _, _, part in b.asked.data.joins))))
+    if not families.load(b.asked.family).reads or not local:
         return []
-    unique = len(data.opened(b.asked.data, b.asked.model.seq_len).train)
-    epochs = b.goal.tokens / unique
-    if epochs > MOST_REPEATS:
+    t = b.asked.model.seq_len
+    corpus = data.opened(b.asked.data, t).of(run.trunk.source).during(run.mix, run.decay_start)
+    read = {c.name: (len(c.train), int(n) * t) for c, n in corpus.counts(np.array(run.tokens // t), t).values()}
+    epochs = {name: tokens / unique for name, (unique, tokens) in read.items()}
+    most = max(epochs, key=lambda name: epochs[name])
+    if epochs[most] > MOST_REPEATS:
+        source = "" if len(read) == 1 else f" of {most}"
         raise UserError(
-            f"reads its {unique:,} tokens {epochs:.1f} times; at most {MOST_REPEATS:g}",
+            f"reads its {read[most][0]:,} tokens{source} {epochs[most]:.1f} times; at most {MOST_REPEATS:g}",
             key=f"target.{b.goal.name}.tokens",
         )
-    text = f"data: the target reads its corpus {epochs:.1f} times; more data would remove this"
-    return [Caution("data", text, remedies.more_data(b))] if epochs > REPEATS else []
+    said = []
+    for name, times in epochs.items():
+        which = "its corpus" if len(read) == 1 else f"source {name}"
+        text = f"data: the target reads {which} {times:.1f} times; more data would remove this"
+        said += [Caution("data", text, remedies.more_data(b))] if times > REPEATS else []
+    return said
 
 
 def carried(b: Basis, found: Mapping[str, Carried]) -> list[Caution]:

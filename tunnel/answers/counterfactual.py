@@ -114,7 +114,7 @@ def entries(b: Basis, goal: Target) -> list[dict[str, Any]]:
                 **ends,
                 **{"N": b.fit["forecast"]["N"], "D": run.tokens, "lr": own.trunk.settings.lr},
                 **{"rise": rise, "noise": b.fit["noise"]},
-                "corpus_hash": data.identity(run.trunk.source),
+                "corpus_hash": data.identity(run),
                 "readings_hash": b.fit["readings_hash"],
             }
         )

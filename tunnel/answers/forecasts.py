@@ -20,6 +20,7 @@ from tunnel.folder.store import Store
 from tunnel.quantiles import LEVEL
 
 FILE = FORECASTS
+ALARMS = "alarms.json"  # of targets that left their bundle (`live`), by run, each raised once
 KINDS = ("target", "rolling", "counterfactual")
 BANDS = ((0.0, "inside what was read"), (0.3, "up to 2 × beyond"), (float("inf"), "farther"))  # decades, up to
 SHORT = 0.05  # a coverage that 90% intervals have less often than this is too low  *assumed*
@@ -39,6 +40,11 @@ def begin(keep: Store, target: str, run: str) -> None:
         registered = len(store.chain(keep.path(FILE)))  # what precedes it: a clock may jump, a chain does not
         mine = {"name": target, "started": store.now(), "run": run, "registered": registered}
         store.write_json(path, {**found, target: mine})
+
+
+def alarms(keep: Store) -> dict[str, dict[str, Any]]:
+    """The alarms that targets raised, by run."""
+    return store.read_json(keep.path(ALARMS), {})
 
 
 def register(keep: Store, entry: dict[str, Any]) -> str:

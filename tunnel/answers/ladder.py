@@ -23,11 +23,16 @@ from tunnel.valleys.valley import Surface
 from tunnel.verdicts import horizon
 
 Table = dict[str, np.ndarray]
-FORMS = ("chinchilla", "floor", "size")  # a ladder is a grid of shapes and rungs, not the path that a frontier needs
+FORMS = (
+    "chinchilla",
+    "floor",
+    "kaplan",
+    "size",
+)  # a ladder is a grid of shapes and rungs, not the path that a frontier needs
 PATH = 25  # points of the curve from the smallest shape to beyond the target
 VALLEY_FREEDOM = 4  # of a rung's valleys: curvature and place, and how both move with N  *derived*
 BEYOND = 2.0  # how far beyond the target's N the curve is drawn
-SCHEMA = 4  # of what a fit holds: one of an older version is made again
+SCHEMA = 5  # of what a fit holds: one of an older version is made again
 SAME_BATCH = 1.01  # a batch within this factor of the ladder's is the ladder's  *assumed*
 
 
@@ -125,7 +130,6 @@ def fit(asked: Study, goal: Target, table: Table, moves: dict[str, Any] | None =
         misses=misses,
         noise=noise,
         rivals=choice.rivals(),
-        tuned=surface.curved,
     )
     if not math.isfinite(told.value[-1]):
         raise UserError(f"allows no forecast yet: {told.parts['reason']}", key=f"stage.{stage_of(asked).name}")

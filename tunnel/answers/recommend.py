@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from tunnel import families, plan, transfer
-from tunnel.answers import cautions, forecasts, ladder, remedies, settings, worth
+from tunnel.answers import cautions, forecasts, ladder, mixes, remedies, settings, worth
 from tunnel.answers.basis import Basis, basis
 from tunnel.answers.cautions import Caution
 from tunnel.errors import UserError
@@ -97,7 +97,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame, *, for
     groups = [vars(g) for g in transfer.groups(run.trunk, families.load(asked.family).ROLES)]
     shaped = settings.aspects(asked, readings)
     told = forecast_of(b, run)
-    repeated = honest.unless_forced(lambda: cautions.repeats(b), list[Caution](), remedies.more_data(b))
+    repeated = honest.unless_forced(lambda: cautions.repeats(b, run), list[Caution](), remedies.more_data(b))
     said = [*cautions.all_of(b, run, told), *repeated, *cautions.carried(b, carried), *cautions.off_aspect(b, shaped)]
     said += [*cautions.near_the_edge(b, cut), *cautions.were_forced(honest.forced)]
     return {
@@ -111,12 +111,13 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame, *, for
         "multipliers": vars(transfer.multipliers(run.trunk.rules, run.trunk.shape, run.trunk.body)),
         "config": config_of(run),
         **told,
+        "mixes": mixes.told(readings),
         "regret": b.fit["lr"]["regret"],
         "registered": None,
         "forced": [text for text, _ in honest.forced],
         "cautions": [c.text for c in said],
         "remedies": [vars(c) for c in said],
-        "corpus_hash": data.identity(run.trunk.source),
+        "corpus_hash": data.identity(run),
         "readings_hash": b.fit["readings_hash"],
     }
 
@@ -181,7 +182,7 @@ def planned(b: Basis, honest: Honesty) -> tuple[RunSpec, dict[str, Carried], str
     values = plan.values_of(b.asked, b.stage, b.handed_on)
     values |= {"lr": b.fit["lr"]["chosen"], "warmup": int(b.rows.warmup.max())}  # the ladder's own warmup, cut or not
     values |= {k: s.value for k, s in b.ways.items()}
-    corpus_hash = max(b.rows.corpus_hash.astype(str), key=len)  # with all data that joined
+    corpus_hash = data.newest(b.rows.corpus_hash)
     first = plan.target_trial(b.asked, b.goal, values, corpus_hash).runs[0]
     lawful, judged = {*b.ways, *(["lr"] if b.fit["surface"]["curved"] else [])}, carry.verdicts(b.asked, b.keep)
     found = honest.unless_forced(

@@ -33,7 +33,8 @@ FORMULA = (
 PRIOR = 10  # forecasts' worth of belief that the intervals are as wide as they should be  *assumed*
 WIDEST = 0.1  # of log loss: half an interval that still says something  *assumed*
 FARTHEST = 5.0  # standard deviations that one miss counts at most  *assumed*
-AGREE = ("family", "rules", "decay_shape", "half_life", "min_ratio", "weight_decay", "beta2")  # among what is compared
+# among what is compared
+AGREE = ("family", "rules", "decay_shape", "half_life", "min_ratio", "mix", "weight_decay", "beta2")
 Row = dict[str, Any]
 
 
@@ -122,7 +123,7 @@ class Rolling:
                 "distance": beyond,
                 "compute_ratio": row["C"] / most,
                 "parts": {"readings": told.readings, "noise": told.noise, "widened": widened, "spread": spread},
-                "corpus_hash": data.identity(run.trunk.source),
+                "corpus_hash": data.identity(run),
             }
             for (run, row), value, wide, spread, beyond in zip(
                 runs, *(x.tolist() for x in (told.value, half, told.spread, far)), strict=True
@@ -150,6 +151,7 @@ def row_of(run: RunSpec) -> Row:
         **{"batch_tokens": s.batch_tokens, "decay": run.decay_tokens / run.tokens, "warmup": max(s.warmup, 1)},
         **{"family": trunk.family, "rules": trunk.rules, "weight_decay": s.weight_decay, "beta2": s.beta2},
         **{"decay_shape": run.decay_shape, "half_life": run.half_life, "min_ratio": run.min_ratio},
+        "mix": tuple((m.name, m.share) for m in run.mix),
     }
 
 

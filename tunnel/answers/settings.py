@@ -10,7 +10,7 @@ import pandas as pd
 from tunnel import transfer, tuned
 from tunnel.answers.basis import Basis
 from tunnel.run import RunSpec
-from tunnel.space import Scalar
+from tunnel.space import MIX, Scalar
 from tunnel.study import Stage, Study
 from tunnel.verdicts.carry import Carried
 
@@ -21,7 +21,8 @@ def all_of(
     b: Basis, run: RunSpec, carried: Mapping[str, Carried], groups: Sequence[Mapping[str, Any]]
 ) -> dict[str, Setting]:
     """By name: what the study set, what was searched, and what the transfer rule derives from these."""
-    found = {name: exactly(value, "the study") for name, value in trained(run).items()}
+    none = {name: 0.0 for name in b.evidence if name.startswith(f"{MIX}.")}
+    found = {name: exactly(value, "the study") for name, value in {**none, **trained(run)}.items()}
     for name, known in b.evidence.items():
         if name in found:
             found[name] |= {k: known[k] for k in ("low", "high", "source")} | {"readings": list(known["readings"])}
@@ -41,6 +42,7 @@ def trained(run: RunSpec) -> dict[str, Scalar]:
         "decay_shape": run.decay_shape,
         **({"half_life": run.half_life} if run.decay_shape == "exponential" else {}),
         "min_ratio": run.min_ratio,
+        **{f"{MIX}.{m.name}": m.share for m in run.mix},
         "batch_tokens": s.batch_tokens,
         "tokens": run.tokens,
         **{k: getattr(s, k) for k in ("weight_decay", "beta1", "beta2", "eps", "clip", "warmup")},

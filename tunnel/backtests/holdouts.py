@@ -85,6 +85,7 @@ def question(table: Table, targets: Table | None) -> str:
     asked = np.full(len(n), "C", dtype="U3")
     asked[(d > 0) & (d >= ONE_SIDED * n)] = "D"
     asked[(n > 0) & (n >= ONE_SIDED * d)] = "N"
+    asked[c > n + d + np.log10(INSIDE)] = "C"  # no reading is at their corner: the longest are none of the largest
     asked[np.maximum(np.maximum(n, d), c) < np.log10(INSIDE)] = "all"
     kinds, count = np.unique(asked, return_counts=True)
     most = int(count.argmax())

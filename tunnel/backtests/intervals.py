@@ -10,8 +10,9 @@ square of the hold-out errors brought back to the fit's edge, error/(1 + distanc
 lie, root mean square over the chosen candidate and those that the hold-outs do not clearly reject, weighted by
 (score chosen/score)²; a: what no hold-out of a table shows, as trends bend further on; σ: noise of a reading, from
 seeds where the caller or repeats tell it, at least the typical residual of the fit. t_p = z is the normal's quantile;
-t_h = HELD, q = RIVALS and a = BEND are conformal, so that 90% of the targets of *other* tables lie inside; where there
-was no hold-out, c is the fit's residual and t_p, t_h are Student's. Parameter noise alone covers 10-70% of larger runs
+t_h = HELD·(1 + FEW/folds), as one hold-out tells little; HELD, FEW, q = RIVALS and a = BEND are conformal, so that 90%
+of the targets of *other* tables lie inside; where there was no hold-out, c is the fit's residual and t_p, t_h are
+Student's. Parameter noise alone covers 10-70% of larger runs
 at a nominal 90% (SCIENCE.md §4). benchmarks/coverage.py measures all of it, leave-one-table-out.
 """
 
@@ -35,11 +36,12 @@ FORMULA = (
 )
 DRAWS = 1000  # assumed: the 5% and 95% quantiles of 1,000 draws are known to about 7% of the spread
 MOST_ROWS = 2000  # a larger table enters the bootstrap thinned to this, the spread scaled by sqrt(rows); assumed
-# of c and of r; with the bends measured here on 12 public tables (benchmarks/coverage.py; studies/LOG.md)
-HELD, RIVALS = 1.1, 1.4
-# per decade, what no hold-out shows: laws bend where settings are not tuned at every size; Porian's conditions of fixed
-# settings need the one, their tuned ones and Chinchilla's rows not even the other  *measured here*
-BEND, BEND_TUNED = 0.033, 0.01
+# of c, by hold-outs, and of r; all four measured here on 12 public tables and 8 ladders of our own
+# (benchmarks/coverage.py; studies/LOG.md)
+HELD, FEW, RIVALS = 0.7, 4.0, 1.4
+BEND = (
+    0.033  # per decade, what no hold-out shows: laws bend where settings are not tuned at every size  *measured here*
+)
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,13 @@ def forecast(
     draws: int = DRAWS,
     seed: int = 0,
     rivals: Mapping[Candidate, float] | None = None,
-    tuned: bool = False,
 ) -> Forecast:
     """One candidate's forecast of the targets' loss with its 90% interval; NaN everywhere where it cannot answer.
 
     table: all readings; targets: N, D (and C); resamples: tables like `table`, as the ladder's own bootstrap
     of its valleys draws them (else runs are re-weighted here); misses: hold-out errors (else taken here,
     those that look like the question); noise: standard deviation of log loss over seeds (else that of the table's
-    repeats); rivals: candidates that the hold-outs do not clearly reject, with their weight beside the chosen one's 1;
-    tuned: every reading is its size's best, as the valleys of a ladder find it.
+    repeats); rivals: candidates that the hold-outs do not clearly reject, with their weight beside the chosen one's 1.
     """
     table, targets, chosen = columns(table), columns(targets), backtest.candidate_of(which, delta)
     law, seen = laws.get(chosen.law), chosen.rows(table, targets)
@@ -174,16 +174,15 @@ def forecast(
     spread = _spread(law, boot, targets)
     share, degrees, basis = _beyond(misses, law, fit, seen)
     z = student(0.5 + LEVEL / 2, 1e9)
-    t_h = HELD if misses else student(0.5 + LEVEL / 2, degrees)
+    t_h = HELD * (1 + FEW / degrees) if misses else student(0.5 + LEVEL / 2, degrees)
     t_p = z if misses else student(0.5 + LEVEL / 2, boot.degrees)
     noise = max(repeats.typical(table, ~rows.outliers(table)) if noise is None else noise, _residual(law, fit, seen))
     apart = _apart(rivals or {}, backtest.thinned(table), targets, value)
-    bend = BEND_TUNED if tuned else BEND
     halves = {
         "half_parameters": t_p * spread,
         "half_holdouts": t_h * share * (NEAR + far) / NEAR,
         "half_rivals": RIVALS * apart,
-        "half_bend": bend * far,
+        "half_bend": BEND * far,
         "half_noise": z * noise + 0 * far,
     }
     half = np.sqrt(sum(part**2 for part in halves.values()))
@@ -194,7 +193,7 @@ def forecast(
         "rows": chosen.window.name, "loss": chosen.loss,
         "s": spread.tolist(), "t_p": t_p, "degrees_p": boot.degrees, "draws": len(boot.draws), "bootstrap":
         boot.by, "c": share, "t_h": t_h, "degrees_h": degrees, "d0": NEAR, "d": far.tolist(), "c_from": basis,
-        "noise": noise, "z": z, "q": RIVALS, "r": apart.tolist(), "a": bend,
+        "noise": noise, "z": z, "q": RIVALS, "r": apart.tolist(), "a": BEND,
         "rivals": {str(rival): weight for rival, weight in (rivals or {}).items()},
         **{name: part.tolist() for name, part in halves.items()},
         "misses": [asdict(m) for m in misses[:200]],
@@ -202,12 +201,10 @@ def forecast(
     return Forecast(chosen.law, value, value * np.exp(-half), value * np.exp(half), far, parts)
 
 
-def of_choice(
-    choice: backtest.Choice, table: Table, targets: Table, draws: int = DRAWS, seed: int = 0, tuned: bool = False
-) -> Forecast:
+def of_choice(choice: backtest.Choice, table: Table, targets: Table, draws: int = DRAWS, seed: int = 0) -> Forecast:
     """The forecast of what was chosen by backtest, its interval widened by the rivals that were not rejected."""
     misses, rivals = choice.own or None, choice.rivals()
-    return forecast(choice.candidate, table, targets, misses=misses, draws=draws, seed=seed, rivals=rivals, tuned=tuned)
+    return forecast(choice.candidate, table, targets, misses=misses, draws=draws, seed=seed, rivals=rivals)
 
 
 def _apart(rivals: Mapping[Candidate, float], table: Table, targets: Table, value: Array) -> Array:

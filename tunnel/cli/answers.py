@@ -38,11 +38,13 @@ def fit(
     spent = budgeting.asked(budget, inference)
 
     if table.is_dir() or table.suffix == ".toml":
-        from tunnel.answers import ladder
+        from tunnel.answers import ladder, mixes
         from tunnel.sweeps import sweep as sweeping
 
         asked, keep = sweeping.located(table, out)
         found = ladder.fitted(asked, keep, target)
+        if effects := mixes.told(keep.readings()):
+            found = {**found, "mixes": effects}
         say(budgeting.of_ladder(found, keep, spent) if spent else found, as_json, show.ladder)
         return
     from tunnel import table as tables
@@ -172,10 +174,12 @@ def check(
 
     Example: tunnel check runs/quickstart
 
+    While the target trains: its loss against forecast and ladder; exit 1 where it left their bundle.
+
     With --all, exit 1 where fewer lay inside than 90% intervals allow.
     """
     from tunnel import show
-    from tunnel.answers import forecasts, ladder
+    from tunnel.answers import forecasts, running
     from tunnel.sweeps import sweep as sweeping
 
     asked, keep = sweeping.located(folder, out)
@@ -183,9 +187,9 @@ def check(
         found = forecasts.every(keep)
         say(found, as_json, show.forecasts)
         raise typer.Exit(0 if found["enough"] else 1)
-    found = forecasts.check(keep, ladder.target_named(asked, target).name)
+    found = running.check(asked, keep, target)
     say(found, as_json, show.check)
-    raise typer.Exit(0 if found["inside"] else 1)
+    raise typer.Exit(0 if (found["live"]["alarm"] is None if "live" in found else found["inside"]) else 1)
 
 
 Champions = Annotated[Path, typer.Option("--champions", help="Who is champion; its history lies beside it, as .jsonl.")]

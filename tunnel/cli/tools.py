@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -29,8 +30,14 @@ def schema() -> None:
 def dashboard(
     folder: Annotated[Path, typer.Argument(help="A study's folder, or a folder of them.")] = Path("runs"),
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8501,
+    address: Annotated[
+        str, typer.Option(help="To listen on; others than loopback need a login or --proxy.")
+    ] = "127.0.0.1",
+    proxy: Annotated[
+        str | None, typer.Option(help="The host name under which a proxy that asks who comes serves this dashboard.")
+    ] = None,
 ) -> None:
-    """The Streamlit app, on loopback.
+    """The Streamlit app, on loopback; elsewhere for those on [auth] emails in .streamlit/secrets.toml, or by a proxy.
 
     Example: tunnel dashboard runs
     """
@@ -38,7 +45,29 @@ def dashboard(
         from dashboard import launch as launching
     except ImportError as e:
         raise UserError(f"needs the dashboard extra: pip install '.[dashboard]' ({e.name} is missing)") from None
-    raise typer.Exit(launching.serve(folder, port))
+    raise typer.Exit(launching.serve(folder, port, address, proxy))
+
+
+@app.command()
+def report(
+    folder: StudyPath,
+    lang: Annotated[str, typer.Option(help="en or ja.")] = "en",
+    out: Annotated[Path | None, typer.Option(help="The page; default DIR/report.html, DIR/report.ja.html.")] = None,
+    with_pdf: Annotated[bool, typer.Option("--pdf/--no-pdf", help="A PDF beside it, where a browser is there.")] = True,
+    as_json: Json = False,
+) -> None:
+    """One self-contained page: question, answer, figures, cost, next steps, for people who open no dashboard.
+
+    Example: tunnel report runs/quickstart --lang ja
+    """
+    logging.disable(logging.WARNING)  # Streamlit's, whose caches the loaders use: that no server runs
+    try:
+        from dashboard import report as reporting
+    except ImportError as e:
+        raise UserError(f"needs the dashboard extra: pip install '.[dashboard]' ({e.name} is missing)") from None
+    from tunnel import show
+
+    say(reporting.write(folder_of(folder, None), lang, out, print_pdf=with_pdf), as_json, show.report)
 
 
 @app.command()

@@ -133,6 +133,10 @@ def extend(
     folder: StudyPath,
     tokens: Annotated[str, typer.Option(help='A factor on each stage\'s longest rung ("2x"), or a length ("4M").')],
     stage: Annotated[str | None, typer.Option(help="One listed stage; default: all that have rungs.")] = None,
+    join: Annotated[
+        str | None, typer.Option(help="A source of the study that joins all trunks from the longest reading on.")
+    ] = None,
+    share: Annotated[float, typer.Option(help="Its share of the sequences from there.")] = 1.0,
     out: Out = None,
     address: Address = None,
     max_concurrent: Concurrent = None,
@@ -147,7 +151,15 @@ def extend(
 
     with watching(as_json) as watch:
         found = extending.extend(
-            folder, tokens, stage, out=out, address=address, max_concurrent=max_concurrent, watch=watch
+            folder,
+            tokens,
+            stage,
+            join=join,
+            share=share,
+            out=out,
+            address=address,
+            max_concurrent=max_concurrent,
+            watch=watch,
         )
     say(found, as_json, show.extended)
 
@@ -170,7 +182,7 @@ def train(
     out: Out = None,
     target: TargetName = None,
     address: Address = None,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that share every batch (Ray Train, DDP).")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share every batch (Ray Train: DDP, FSDP2).")] = 1,
     decay: Annotated[
         str | None, typer.Option(help='"now": a finished model off the running trunk, which goes on.')
     ] = None,

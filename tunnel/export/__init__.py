@@ -40,8 +40,6 @@ REFUSED = {
     "deepspeed": "its own schedulers cannot express warmup-stable-decay",
     "llm_foundry": "its schedulers cannot express warmup-stable-decay",
     "nanochat": "it takes no schedule and no learning rates of ours: they follow from its depth",
-    "nanotron": "one learning rate for all, no multipliers, linear and cosine decay only",
-    "megatron_bridge": "it wants megatron-core below 0.17, which has no muP: export to megatron",
 }
 
 
@@ -113,8 +111,8 @@ def export(
     files = _bundle.files(recommendation, run, to, parts, lost)
     about = {"schema": _bundle.SCHEMA, "target": to, "world_size": world_size, "made_by": f"tunnel {__version__}"}
     written = write(files, Path(out), about, force=force)
-    by = {how: [n for n, f in parts.fields.items() if f.how == how] for how in ("approximated", "impossible")}
-    exact = Counter(f.how for f in parts.fields.values())["exact"]
+    by = {how: [n for n, f in parts.judged.items() if f.how == how] for how in ("approximated", "impossible")}
+    exact = Counter(f.how for f in parts.judged.values())["exact"]
     return {
         "target": to,
         "out": str(out),

@@ -30,7 +30,7 @@ def files(
         "target": to,
         "lossy": dict(lossy),
         "schedule": judged,
-        "fields": {name: asdict(carried) for name, carried in parts.fields.items()},
+        "fields": {name: asdict(carried) for name, carried in parts.judged.items()},
     }
     shared = {
         "recommendation.json": text(recommendation),
@@ -117,19 +117,27 @@ def readme(recommendation: dict[str, Any], run: RunSpec, to: str, parts: Parts, 
     lines = [
         f"# {target} for {to}",
         "",
-        f"{steps_of(run):,} steps of {s.batch_tokens:,} tokens. The data is the job's own: {run.trunk.source.corpus}, "
+        f"{steps_of(run):,} steps of {s.batch_tokens:,} tokens. The data is the job's own: {data(run)}, "
         f"tokenizer {run.trunk.source.tokenizer}, {run.trunk.body.seq_len:,} tokens a sequence.",
     ]
     if parts.start:
         lines += ["", "```sh", parts.start.strip(), "```"]
     if parts.form is not None:
         lines += ["", SELFCHECK]
-    other = {k: f for k, f in parts.fields.items() if f.how != "exact"}
+    other = {k: f for k, f in parts.judged.items() if f.how != "exact"}
     if other:
         lines += ["", "What is not as recommended:", ""]
         lines += [f"- {name}: {f.how}{because(f)}" for name, f in other.items()]
     lines += [f"- {name}: lost, as --allow-lossy allowed: {why}" for name, why in lossy.items()]
     return "\n".join(lines) + "\n"
+
+
+def data(run: RunSpec) -> str:
+    """What the job must read, and from which step on."""
+    source, batch = run.trunk.source, run.trunk.settings.batch_tokens
+    joined = [f"{j.share:.0%} {j.source.corpus} from step {j.at // batch:,} on" for j in source.then]
+    decay = f"in the decay, from step {run.decay_start // batch:,} on"
+    return "; ".join([source.corpus, *joined, *(f"{m.share:.0%} {m.source.corpus} {decay}" for m in run.mix)])
 
 
 SELFCHECK = """`selfcheck.py` proves at steps 0 and 10 that the job applied the groups' learning rates and multipliers:

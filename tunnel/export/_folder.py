@@ -17,5 +17,8 @@ PREPARE = Path(__file__).with_name("_hf_optimizer.py")
 def files(recommendation: dict[str, Any], run: RunSpec, form: Form) -> dict[str, str]:
     """config.json in a form of the model, the script that initialises it, and the byte tokenizer where it was used."""
     config = {**config_of(recommendation, run), **form.multipliers, "rms_norm_eps": form.norm_eps}
-    tokenizer = _tokenizer.files() if run.trunk.source.tokenizer == "bytes" else {}
-    return {"config.json": dumps(config, indent=1) + "\n", "prepare.py": PREPARE.read_text("utf-8"), **tokenizer}
+    return {
+        "config.json": dumps(config, indent=1) + "\n",
+        "prepare.py": PREPARE.read_text("utf-8"),
+        **_tokenizer.files(run.trunk.source.tokenizer),
+    }

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""What Megatron's flags cannot say of selfcheck.json, which lies beside it; megatron-core 0.19.
+"""What Megatron's flags cannot say of selfcheck.json, which lies beside it; megatron-core 0.19, and Bridge on it.
 
     import tunnel_megatron; tunnel_megatron.apply()        # in pretrain_gpt.py, before pretrain(...)
 
@@ -12,11 +12,9 @@ import re
 
 import selfcheck
 from megatron.core.optimizer import ParamKey, ParamWithNamePredicate
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer import transformer_config
 from megatron.core.utils import init_method_normal
-from megatron.training import get_args, training
-
-THEIRS = training.get_optimizer_param_scheduler
 
 
 def overrides(config, mup_width_mult=1.0, optimizer_type="adam"):
@@ -33,32 +31,24 @@ def overrides(config, mup_width_mult=1.0, optimizer_type="adam"):
     return found
 
 
-def look(optimizer, step):
-    """Ends a job whose learning rates are others than promised for a step; on this rank there may be some only."""
-    wanted = [g["lr_own_scheduler"].get(str(step)) for g in selfcheck.promised()["groups"]]
-    got = [float(g["lr"]) for g in optimizer.param_groups if g["params"]]
-    if None not in wanted and not all(any(math.isclose(a, b, rel_tol=1e-6) for b in wanted) for a in got):
-        raise SystemExit(f"this job is not what the bundle says: step {step}: learning rates {got}, not {wanted}")
+class Checked(OptimizerParamScheduler):
+    """Megatron's own, with a look at the groups before steps 0 and 10; on this rank there may be some only."""
+
+    def step(self, increment):
+        super().step(increment)
+        step = self.num_steps // increment if increment else self.num_steps  # of samples, a batch at a time
+        wanted = [g["lr_own_scheduler"].get(str(step)) for g in selfcheck.promised()["groups"]]
+        got = [float(g["lr"]) for g in self.optimizer.param_groups if g["params"]]
+        if None not in wanted and not all(any(math.isclose(a, b, rel_tol=1e-6) for b in wanted) for a in got):
+            raise SystemExit(f"this job is not what the bundle says: step {step}: learning rates {got}, not {wanted}")
 
 
-def scheduler(optimizer):
-    """Megatron's own, with a look at the groups before steps 0 and 10."""
-    built, batch = THEIRS(optimizer), get_args().global_batch_size
-    theirs = built.step
-
-    def step(increment):
-        theirs(increment)
-        look(optimizer, built.num_steps // batch)
-
-    built.step = step
-    look(optimizer, 0)
-    return built
-
-
-def apply():
-    """Puts them in the place of Megatron's own."""
-    training.get_mup_config_overrides = overrides
-    training.get_optimizer_param_scheduler = scheduler
+def apply(builder=None):
+    """Puts them in the place of Megatron's own, in the module that builds the optimizer and its scheduler."""
+    if builder is None:
+        from megatron.training import training as builder
+    builder.get_mup_config_overrides = overrides
+    builder.OptimizerParamScheduler = Checked
     transformer_config.mup_scaled_init_method_normal = lambda sigma, layers, width, multiplier=2.0: init_method_normal(
         sigma / math.sqrt(width)
     )

@@ -14,6 +14,7 @@ from typing import Any
 from tunnel import families
 from tunnel.errors import UserError
 from tunnel.export import _tokenizer
+from tunnel.export._bundle import data as data_of
 from tunnel.export._bundle import text
 from tunnel.export._forms import folded, granite
 from tunnel.export._write import write
@@ -72,6 +73,7 @@ def trained(asked: Study, keep: Store, run: RunSpec, record: Record) -> tuple[di
         grown.restore(*kept)
     except KeyError as e:
         raise UserError(f"is another version's checkpoint, without {e}", file=keep.checkpoint(trunk, start)) from None
+    grown.mix_in(run.mix, run.decay_start)
     while grown.tokens < run.tokens:
         grown.step(run.multiplier(grown.tokens))
     arrays, meta = grown.state()
@@ -101,15 +103,14 @@ def folder(
         "generation_config.json": dumps({**end, "max_new_tokens": run.trunk.body.seq_len}) + "\n",
         "model.safetensors": save({k: v.copy() for k, v in arrays.items()}, metadata={"format": "pt"}),
         "README.md": card(recommendation, run, record, kind, exact),
-        **(_tokenizer.files() if bytes_used else {}),
+        **_tokenizer.files(run.trunk.source.tokenizer),
     }
 
 
 def card(recommendation: dict[str, Any], run: RunSpec, record: Record, kind: str, exact: bool) -> str:
     """The model card: data, licence, forecast against measured, and limits."""
     source, shape, r = run.trunk.source, run.trunk.shape, recommendation
-    licence = LICENCES.get(source.corpus, "other")
-    joined = "".join(f", and {j.source.corpus} from token {j.at:,} on" for j in source.then)
+    licence = "other" if source.then or run.mix else LICENCES.get(source.corpus, "other")
     inside = "inside" if r["low"] <= (record.loss or 0) <= r["high"] else "outside"
     form = "as it was trained" if kind == "hf" else "with its multipliers folded into the weights; the same logits"
     twin = "" if exact else " These weights were made again on another machine: near those of the record, not equal."
@@ -123,7 +124,7 @@ pipeline_tag: text-generation
 {shape.width}×{shape.depth}, {record.N:,} parameters without embeddings, {run.tokens:,} tokens. {CLASSES[kind]}, {form}.
 Embedding and readout share one tensor.{twin}
 
-- Data: {source.corpus}{joined} (hash {source.corpus_hash}), tokenizer {source.tokenizer}; its licence: {licence}.
+- Data: {data_of(run)} (hash {source.corpus_hash}), tokenizer {source.tokenizer}; its licence: {licence}.
 - Loss on held-out text: {record.loss:.4f} nats per token; forecast before training: {r["forecast"]:.4f}, 90% interval
   {r["low"]:.4f} to {r["high"]:.4f}: {inside}.
 - Run {run.fingerprint}, of the study `{r.get("study", "")}`: {r["question"]}

@@ -22,6 +22,11 @@ class Carried:
     reason: str = ""
 
 
+def exact(where: Mapping[str, str]) -> dict[str, Carried]:
+    """Fields that come over as they are, by where they then stand."""
+    return {name: Carried("exact", place) for name, place in where.items()}
+
+
 @dataclass(frozen=True)
 class Parts:
     """A target's share of a bundle: its files by name, and what they carry.
@@ -37,6 +42,11 @@ class Parts:
     lost: Mapping[str, str] = field(default_factory=dict)
     form: Form | None = None
     start: str = ""
+
+    @property
+    def judged(self) -> dict[str, Carried]:
+        """The fields, and as impossible what is lost without being one."""
+        return {**{name: Carried("impossible", "nowhere", why) for name, why in self.lost.items()}, **self.fields}
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,12 @@ def batch_of(run: RunSpec, world: int) -> Batch:
 def steps_of(run: RunSpec) -> int:
     """Optimizer steps of the whole run."""
     return run.tokens // run.trunk.settings.batch_tokens
+
+
+def undropped(run: RunSpec, whose: str) -> dict[str, str]:
+    """The dropout of the attention's weights, where a trainer's model has none."""
+    rate = run.trunk.settings.dropout
+    return {"dropout": f"{whose} model has no attention dropout, {rate:g} here"} if rate else {}
 
 
 GROUPED = {"lr": "groups.lr", "weight_decay": "groups.weight_decay", "eps": "groups.eps", "init_std": "init_std"}

@@ -16,12 +16,14 @@ def characters() -> list[str]:
     return [table[b] for b in range(256)]
 
 
-def files() -> dict[str, str]:
-    """tokenizer.json and tokenizer_config.json: byte-level BPE without a merge."""
+def files(tokenizer: str = "bytes") -> dict[str, str]:
+    """tokenizer.json and tokenizer_config.json: byte-level BPE without a merge; nothing for others than bytes."""
+    if tokenizer != "bytes":
+        return {}
     table = characters()
     end = table[SEPARATOR]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
-    tokenizer: dict[str, Any] = {
+    made: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -49,6 +51,6 @@ def files() -> dict[str, str]:
         "pad_token": end,
     }
     return {
-        "tokenizer.json": dumps(tokenizer, ensure_ascii=False) + "\n",
+        "tokenizer.json": dumps(made, ensure_ascii=False) + "\n",
         "tokenizer_config.json": dumps(config, ensure_ascii=False, indent=1) + "\n",
     }

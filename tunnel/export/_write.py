@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel.errors import UserError
-from tunnel.folder.store import file_hash
+from tunnel.folder.files import file_hash
 
 MANIFEST = "manifest.json"
 OURS = {MANIFEST, "__pycache__"}  # in a bundle beside what its manifest names: Python's cache of the shipped hook

@@ -14,7 +14,7 @@ import yaml
 
 from tunnel.export import _folder, _wsd
 from tunnel.export._forms import Form, Tensors, granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, exact, grouped
 from tunnel.run import RunSpec
 
 CARRIES = (
@@ -44,7 +44,7 @@ PYTHONPATH=BUNDLE axolotl train BUNDLE/axolotl.yaml --launcher torchrun -- --npr
 
 def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """The YAML and what makes its model folder; raises UserError for a family that transformers has no model for."""
-    form, batch, wsd = granite(recommendation), batch_of(run, world), _wsd.scheduler(run)
+    form, batch, wsd = granite(recommendation), batch_of(run, world), _wsd.nearest_to(run, first=run.min_ratio)
     given = applied(form)
     text = yaml.safe_dump(arguments(run, wsd, batch, form), sort_keys=False)
     where = {
@@ -60,9 +60,9 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
             ARGS: HEADER.format(batch=batch) + text,
             "tunnel_plugin.py": PLUGIN.read_text("utf-8"),
         },
-        fields={**_wsd.fields(run, wsd, batch, ARGS), **carried, **fields()},
-        multiplier=_wsd.stepped(wsd),
-        lost={**lost, **_wsd.lost(run)},
+        fields={**_wsd.fields(run, batch, ARGS), **carried, **fields()},
+        multiplier=wsd.multiplier,
+        lost={**lost, **_wsd.lacking(run, "transformers' WSD")},
         form=replace(form, groups=given),
         start=START.format(world=world),
     )
@@ -75,7 +75,7 @@ def applied(form: Form) -> tuple[Tensors, ...]:
     return tuple(replace(g, weight_decay=decays.get(g.role, 0.0), eps=hidden.eps) for g in form.groups)
 
 
-def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> dict[str, Any]:
+def arguments(run: RunSpec, wsd: _wsd.Wsd, batch: Batch, form: Form) -> dict[str, Any]:
     args, hidden = _wsd.arguments(run, wsd, batch), form.of("hidden")
     same = ("max_steps", "gradient_accumulation_steps", "warmup_steps", "lr_scheduler_kwargs", "adam_beta1")
     return {
@@ -103,11 +103,9 @@ def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> di
 
 def fields() -> dict[str, Carried]:
     return {
-        "config": Carried("exact", "config.json"),
-        "multipliers": Carried("exact", "config.json"),
+        **exact(dict.fromkeys(("config", "multipliers", "dropout"), "config.json")),
         "lr": Carried("exact", f"{ARGS}: learning_rate", "the gains'; the matrices' are in lr_groups and embedding_lr"),
         "eps": Carried("exact", f"{ARGS}: adam_epsilon", "the hidden matrices', for all"),
         "weight_decay": Carried("exact", f"{ARGS}: weight_decay", "the hidden matrices'"),
-        "schedule": Carried("approximated", f"{ARGS}: lr_scheduler_kwargs", "a step's difference in the warmup"),
         "data": Carried("impossible", f"{ARGS}: pretraining_dataset", "the dataset is the job's own"),
     }

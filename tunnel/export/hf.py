@@ -16,7 +16,7 @@ from tunnel import families
 from tunnel.errors import UserError
 from tunnel.export import _wsd
 from tunnel.export._forms import granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, exact
 from tunnel.run import RunSpec
 
 CARRIES = (
@@ -43,7 +43,7 @@ PYTHONPATH=BUNDLE torchrun --nproc-per-node {world} train.py BUNDLE/training_arg
 def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """The Trainer's files; raises UserError for a family that transformers has no model for."""
     config, batch = config_of(recommendation, run), batch_of(run, world)
-    wsd = _wsd.scheduler(run)
+    wsd = _wsd.nearest_to(run, first=run.min_ratio)
     args = {"output_dir": "out", **_wsd.arguments(run, wsd, batch)}
     header = HEADER.format(batch=batch, seq_len=run.trunk.body.seq_len)
     return Parts(
@@ -52,9 +52,9 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
             "training_args.yaml": header + yaml.safe_dump(args, sort_keys=False),
             "optimizer.py": HOOK.read_text(encoding="utf-8"),
         },
-        fields=fields(run, wsd, batch),
-        multiplier=_wsd.stepped(wsd),
-        lost=_wsd.lost(run),
+        fields=fields(run, batch),
+        multiplier=wsd.multiplier,
+        lost=_wsd.lacking(run, "transformers' WSD"),
         form=granite(recommendation),
         start=START.format(world=world),
     )
@@ -72,17 +72,17 @@ def config_of(recommendation: dict[str, Any], run: RunSpec) -> dict[str, Any]:
     config = recommendation.get("config")
     if config != family.config_dict(run.trunk.shape, run.trunk.body, run.trunk.rules):
         raise UserError("is not the config of its own run: recommend again", file="recommendation.json", key="config")
-    return {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "dtype": "float32", **config}
+    named = {"architectures": ["GraniteForCausalLM"], "model_type": "granite", "dtype": "float32"}
+    return {**named, **config, "attention_dropout": run.trunk.settings.dropout}
 
 
-def fields(run: RunSpec, wsd: dict[str, Any], batch: Batch) -> dict[str, Carried]:
+def fields(run: RunSpec, batch: Batch) -> dict[str, Carried]:
     """Each field with how it comes over. What the YAML cannot say the hook does, exactly."""
     args, hook = "training_args.yaml", "optimizer.py"
     one = "TrainingArguments has one for all parameters"
     base = "the base value; the groups' are in optimizer.py"
     return {
-        "config": Carried("exact", "config.json"),
-        "multipliers": Carried("exact", "config.json"),
+        **exact(dict.fromkeys(("config", "multipliers", "dropout"), "config.json")),
         "init_std": Carried("exact", f"{hook}: initialise", "transformers' init knows one std, and no roles"),
         "lr": Carried("exact", f"{args}: learning_rate", base),
         "groups.lr": Carried("exact", f"{hook}: adamw", one),
@@ -90,7 +90,7 @@ def fields(run: RunSpec, wsd: dict[str, Any], batch: Batch) -> dict[str, Carried
         "groups.eps": Carried("exact", f"{hook}: adamw", one),
         "eps": Carried("exact", f"{args}: adam_epsilon", base),
         "weight_decay": Carried("exact", f"{args}: weight_decay", base),
-        **_wsd.fields(run, wsd, batch, args),
+        **_wsd.fields(run, batch, args),
         "schedule": Carried("exact", f"{hook}: schedule, reading schedule.csv"),
         "data": Carried("impossible", "recommendation.json: run.trunk.source", "the dataset is the job's own code"),
     }

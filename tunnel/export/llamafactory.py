@@ -15,7 +15,7 @@ import yaml
 
 from tunnel.export import _folder, _wsd
 from tunnel.export._forms import Form, Tensors, granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, exact, grouped
 from tunnel.run import RunSpec
 
 CARRIES = (
@@ -45,7 +45,7 @@ PYTHONPATH=BUNDLE torchrun --nproc-per-node {world} BUNDLE/train.py BUNDLE/train
 def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """The YAML and what makes its model folder; raises UserError for a family that transformers has no model for."""
     form, batch = granite(recommendation).without_logits(), batch_of(run, world)
-    wsd, hidden = _wsd.scheduler(run), form.of("hidden")
+    wsd, hidden = _wsd.nearest_to(run, first=run.min_ratio), form.of("hidden")
     text = yaml.safe_dump(arguments(run, wsd, batch, hidden), sort_keys=False)
     yml, init = f"{ARGS}: learning_rate, weight_decay, adam_epsilon", "prepare.py: initialise"
     where = dict.fromkeys(("lr", "weight_decay", "eps"), yml) | {"init_std": init}
@@ -56,9 +56,9 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
             ARGS: HEADER.format(batch=batch) + text,
             "train.py": TRAIN.read_text("utf-8"),
         },
-        fields={**_wsd.fields(run, wsd, batch, ARGS), **carried, **fields(form)},
-        multiplier=_wsd.stepped(wsd),
-        lost={**lost, **_wsd.lost(run)},
+        fields={**_wsd.fields(run, batch, ARGS), **carried, **fields(form)},
+        multiplier=wsd.multiplier,
+        lost={**lost, **_wsd.lacking(run, "transformers' WSD")},
         form=promised(form, hidden),
         start=START.format(world=world),
     )
@@ -79,9 +79,9 @@ def promised(form: Form, hidden: Tensors) -> Form:
     return replace(form, groups=applied(form, hidden))
 
 
-def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, hidden: Tensors) -> dict[str, Any]:
+def arguments(run: RunSpec, wsd: _wsd.Wsd, batch: Batch, hidden: Tensors) -> dict[str, Any]:
     args = _wsd.arguments(run, wsd, batch)
-    stable = wsd["max_steps"] - wsd["warmup_steps"] - wsd["num_decay_steps"]  # left out, it would be a third of the run
+    stable = wsd.steps - wsd.warmup - wsd.decay  # left out, it would be a third of the run
     one = {"learning_rate": hidden.lr, "weight_decay": hidden.weight_decay, "adam_epsilon": hidden.eps}
     return {
         "stage": "pt",
@@ -103,12 +103,11 @@ def fields(form: Form) -> dict[str, Carried]:
     folded = f"one learning rate: embedding_multiplier {form.embedding:g}, logits_scaling 1"
     clip = "the gradients' norm weighs the embedding by the readout's divisor more"
     return {
-        "config": Carried("exact", "config.json"),
+        **exact(dict.fromkeys(("config", "dropout"), "config.json")),
         "multipliers": Carried("exact", "config.json", folded),
         "lr": Carried("exact", f"{ARGS}: learning_rate", base),
         "eps": Carried("exact", f"{ARGS}: adam_epsilon", base),
         "weight_decay": Carried("exact", f"{ARGS}: weight_decay", base),
         "clip": Carried("approximated", f"{ARGS}: max_grad_norm", clip),
-        "schedule": Carried("approximated", f"{ARGS}: lr_scheduler_kwargs", "a step's difference in the warmup"),
         "data": Carried("impossible", f"{ARGS}: dataset", "the dataset is the job's own"),
     }

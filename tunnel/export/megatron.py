@@ -9,16 +9,15 @@ What the flags cannot say (per-role weight decay and epsilon, the initial std of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tunnel.export import _wsd
 from tunnel.export._forms import Form, granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped, steps_of
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped
 from tunnel.export.hf import config_of
 from tunnel.run import RunSpec
-from tunnel.schedule import SHAPES
 
 CARRIES = (
     "shape, multipliers, muP (--use-mup)",
@@ -34,6 +33,27 @@ PATTERNS = {
     "vector": r"norm\.weight$|layer_norm_weight$",
 }
 ARGS = "megatron.args"
+APPLIED = "tunnel_megatron.py: apply"
+OVERRIDDEN = dict.fromkeys(("lr", "eps", "weight_decay"), "tunnel_megatron.py: overrides")
+WHERE = {
+    "multipliers": "--use-mup, --mup-embedding-mult, --mup-attn-scale-power",
+    "dropout": "--attention-dropout",
+    "lr": "--lr",
+    "eps": "--adam-eps",
+    "weight_decay": "--weight-decay",
+    "beta1": "--adam-beta1",
+    "beta2": "--adam-beta2",
+    "clip": "--clip-grad",
+    "precision": "--bf16",
+    "tokens": "--train-iters",
+    "schedule": "--lr-decay-style WSD",
+    "warmup": "--lr-warmup-iters",
+    "decay": "--lr-wsd-decay-iters",
+    "decay_shape": "--lr-wsd-decay-style",
+    "min_ratio": "--min-lr, which --use-mup scales by role",
+    "seed": "--seed",
+    "data": "--data-path, --tokenizer-type",
+}
 HOOK = Path(__file__).with_name("_megatron_hook.py")
 START = """\
 # In pretrain_gpt.py, before pretrain(...):  import tunnel_megatron; tunnel_megatron.apply()
@@ -46,53 +66,29 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
     """The arguments and the hook; raises UserError for a family, or a rule, that Megatron's muP cannot be."""
     config_of(recommendation, run)
     form, batch = granite(recommendation).without_residual().named(PATTERNS), batch_of(run, world)
-    wsd, hook = schedule(run), "tunnel_megatron.py"
-    where = dict.fromkeys(("lr", "eps", "weight_decay"), f"{hook}: overrides") | {"init_std": f"{ARGS}, {hook}"}
-    carried, lost = grouped(form, form.groups, where)
-    lines = [f"{flag} {value}".strip() for flag, value in arguments(run, wsd, batch, form).items()]
+    wsd = _wsd.nearest_to(run)
+    carried, lost = grouped(form, form.groups, OVERRIDDEN | {"init_std": f"{ARGS}, {APPLIED}"})
+    lines = [line(flag, value) for flag, value in arguments(run, wsd, batch, form).items()]
     text = f"# Megatron-LM's arguments. The batch is {batch}.\n" + "\n".join(lines) + "\n"
     return Parts(
         files={ARGS: text, "tunnel_megatron.py": HOOK.read_text("utf-8")},
-        fields={**carried, **fields(run, batch)},
-        multiplier=stepped(wsd),
-        lost={**lost, **_wsd.lacking(run, tuple(DECAYS), "Megatron")},
+        fields={**carried, **fields(run, batch, WHERE, ARGS)},
+        multiplier=wsd.multiplier,
+        lost={**lost, **_wsd.lacking(run, "Megatron")},
         form=form,
         start=START.format(world=world),
     )
 
 
-def schedule(run: RunSpec) -> dict[str, Any]:
-    """The arguments that come nearest to our curve (iterations); its warmup counts a step less, from 0, as `_wsd`."""
-    batch = run.trunk.settings.batch_tokens
-    return {
-        "warmup": max(run.trunk.settings.warmup // batch - 1, 0),
-        "iterations": steps_of(run),
-        "decay": run.decay_tokens // batch,
-        "style": DECAYS[_wsd.nearest(run.decay_shape, tuple(DECAYS))],
-        "floor": run.min_ratio,
-    }
+def line(flag: str, value: Any) -> str:
+    return flag if value is True else f"{flag} {value}"
 
 
-def stepped(wsd: dict[str, Any]) -> Callable[[int], float]:
-    """`OptimizerParamScheduler` as arithmetic: the multiplier of an iteration."""
-    warmup, start, floor = wsd["warmup"], wsd["iterations"] - wsd["decay"], wsd["floor"]
-    shape = next(SHAPES[ours] for ours, theirs in DECAYS.items() if theirs == wsd["style"])
-
-    def multiplier(step: int) -> float:
-        if warmup and step <= warmup:
-            return step / warmup
-        if step <= start:
-            return 1.0
-        return floor + (1 - floor) * shape((step - start) / wsd["decay"])
-
-    return multiplier
-
-
-def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> dict[str, Any]:
-    """By flag; the value "" is a switch's."""
+def arguments(run: RunSpec, wsd: _wsd.Wsd, batch: Batch, form: Form) -> dict[str, Any]:
+    """By flag; the value True is a switch's."""
     shape, body, s = run.trunk.shape, run.trunk.body, run.trunk.settings
     heads, base = shape.width // body.head_dim, form.of("embedding")
-    groups = {"--group-query-attention": "", "--num-query-groups": shape.kv_heads} if shape.kv_heads else {}
+    groups = {"--group-query-attention": True, "--num-query-groups": shape.kv_heads} if shape.kv_heads else {}
     return {
         "--num-layers": shape.depth,
         "--hidden-size": shape.width,
@@ -105,70 +101,52 @@ def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> di
         "--vocab-size": body.vocab,
         "--make-vocab-size-divisible-by": 1,
         "--normalization": "RMSNorm",
-        "--norm-epsilon": repr(form.norm_eps),
-        "--swiglu": "",
-        "--disable-bias-linear": "",
+        "--norm-epsilon": form.norm_eps,
+        "--swiglu": True,
+        "--disable-bias-linear": True,
         "--position-embedding-type": "rope",
         "--rotary-base": 10000,
         "--attention-dropout": s.dropout,
         "--hidden-dropout": 0.0,
-        "--use-mup": "",
+        "--use-mup": True,
         "--mup-base-hidden-size": round(shape.width / form.logits),
-        "--mup-embedding-mult": repr(form.embedding),
+        "--mup-embedding-mult": form.embedding,
         "--mup-attn-scale-power": 0.5,
-        "--init-method-std": repr(form.of("hidden").init_std * math.sqrt(form.logits)),
-        "--embedding-init-method-std": repr(base.init_std),
+        "--init-method-std": form.of("hidden").init_std * math.sqrt(form.logits),
+        "--embedding-init-method-std": base.init_std,
         "--micro-batch-size": batch.per_device,
         "--global-batch-size": batch.sequences,
-        "--train-iters": wsd["iterations"],
-        "--lr": repr(base.lr),
-        "--min-lr": repr(base.lr * wsd["floor"]),
-        "--lr-warmup-iters": wsd["warmup"],
+        "--train-iters": wsd.steps,
+        "--lr": base.lr,
+        "--min-lr": base.lr * wsd.floor,
+        "--lr-warmup-iters": wsd.warmup,
         "--lr-decay-style": "WSD",
-        "--lr-decay-iters": wsd["iterations"],
-        "--lr-wsd-decay-iters": wsd["decay"],
-        "--lr-wsd-decay-style": wsd["style"],
-        "--weight-decay": repr(base.weight_decay),
+        "--lr-decay-iters": wsd.steps,
+        "--lr-wsd-decay-iters": wsd.decay,
+        "--lr-wsd-decay-style": DECAYS[wsd.shape],
+        "--weight-decay": base.weight_decay,
         "--adam-beta1": s.beta1,
         "--adam-beta2": s.beta2,
-        "--adam-eps": repr(base.eps),
+        "--adam-eps": base.eps,
         "--clip-grad": s.clip,
         "--seed": run.trunk.seed,
-        **({"--bf16": ""} if s.precision == "bf16" else {}),
+        **({"--bf16": True} if s.precision == "bf16" else {}),
         "--tokenizer-type": "NullTokenizer",
-        "--no-rope-fusion": "",
-        "--no-create-attention-mask-in-dataloader": "",
+        "--no-rope-fusion": True,
+        "--no-create-attention-mask-in-dataloader": True,
     }
 
 
-def fields(run: RunSpec, batch: Batch) -> dict[str, Carried]:
-    known, short = run.decay_shape in DECAYS, run.trunk.settings.warmup > run.trunk.settings.batch_tokens
+def fields(run: RunSpec, batch: Batch, where: Mapping[str, str], file: str) -> dict[str, Carried]:
+    """How the run comes over, by where each field stands in `file`; Bridge's are the same, elsewhere."""
+    late = "Megatron's warmup starts at 0 and counts an iteration less"
     clip = "the stream's unit is the residual multiplier: the embedding weighs less in the gradients' norm"
+    at = {name: f"{file}: {place}" for name, place in where.items()}
     return {
-        "config": Carried("exact", ARGS),
-        "multipliers": Carried("exact", f"{ARGS}: --use-mup, --mup-embedding-mult, --mup-attn-scale-power"),
-        "lr": Carried("exact", f"{ARGS}: --lr"),
-        "eps": Carried("exact", f"{ARGS}: --adam-eps"),
-        "weight_decay": Carried("exact", f"{ARGS}: --weight-decay"),
-        "beta1": Carried("exact", f"{ARGS}: --adam-beta1"),
-        "beta2": Carried("exact", f"{ARGS}: --adam-beta2"),
-        "clip": Carried("approximated", f"{ARGS}: --clip-grad", clip),
-        "precision": Carried("exact", f"{ARGS}: --bf16"),
-        "tokens": Carried("exact", f"{ARGS}: --train-iters"),
-        "batch_tokens": Carried("exact", f"{ARGS}: {batch}"),
-        "schedule": Carried("approximated" if short or not known else "exact", f"{ARGS}: --lr-decay-style WSD"),
-        "warmup": Carried(
-            "approximated" if short else "exact",
-            f"{ARGS}: --lr-warmup-iters",
-            "Megatron's warmup starts at 0 and counts an iteration less" if short else "",
-        ),
-        "decay": Carried("exact", f"{ARGS}: --lr-wsd-decay-iters"),
-        "decay_shape": Carried(
-            "exact" if known else "approximated",
-            f"{ARGS}: --lr-wsd-decay-style",
-            "" if known else f"no {run.decay_shape} there",
-        ),
-        "min_ratio": Carried("exact", f"{ARGS}: --min-lr, which --use-mup scales by role"),
-        "seed": Carried("exact", f"{ARGS}: --seed", "another generator: the same values on average"),
-        "data": Carried("impossible", "--data-path, --tokenizer-type", "dataset and tokenizer are the job's own"),
+        **_wsd.carried(run, at, late),
+        "config": Carried("exact", file),
+        "clip": Carried("approximated", at["clip"], clip),
+        "batch_tokens": Carried("exact", f"{file}: {batch}"),
+        "seed": Carried("exact", at["seed"], "another generator: the same values on average"),
+        "data": Carried("impossible", where["data"], "dataset and tokenizer are the job's own"),
     }

@@ -13,7 +13,7 @@ import yaml
 
 from tunnel.export import _folder, _wsd, megatron
 from tunnel.export._forms import Form, granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, exact, grouped
 from tunnel.run import RunSpec
 
 BEST_EFFORT = True
@@ -34,7 +34,7 @@ automodel BUNDLE/automodel.yaml --nproc-per-node {world} --dataset.path YOUR_DAT
 
 def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """The YAML and what makes its model folder; raises UserError for a family that transformers has no model for."""
-    form, batch, wsd = granite(recommendation), batch_of(run, world), megatron.schedule(run)
+    form, batch, wsd = granite(recommendation), batch_of(run, world), _wsd.nearest_to(run)
     given = tuple(replace(g, eps=form.of("hidden").eps) for g in form.groups)
     where = dict.fromkeys(("lr", "weight_decay"), f"{ARGS}: param_group_overrides")
     where |= {"eps": f"{ARGS}: optimizer.eps", "init_std": "prepare.py: initialise"}
@@ -43,14 +43,14 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
     return Parts(
         files={**_folder.files(recommendation, run, form), ARGS: HEADER.format(batch=batch) + text},
         fields={**carried, **fields(run, batch)},
-        multiplier=megatron.stepped(wsd),
-        lost={**lost, **_wsd.lacking(run, tuple(megatron.DECAYS), "NeMo Automodel")},
+        multiplier=wsd.multiplier,
+        lost={**lost, **_wsd.lacking(run, "NeMo Automodel")},
         form=replace(form, groups=given),
         start=START.format(world=world),
     )
 
 
-def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> dict[str, Any]:
+def arguments(run: RunSpec, wsd: _wsd.Wsd, batch: Batch, form: Form) -> dict[str, Any]:
     s, base = run.trunk.settings, form.of("embedding")
     decay = base.weight_decay or 1.0
     groups = [{"pattern": g.pattern, "lr_mult": g.lr / base.lr, "wd_mult": g.weight_decay / decay} for g in form.groups]
@@ -64,7 +64,7 @@ def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> di
         "step_scheduler": {
             "global_batch_size": batch.sequences,
             "local_batch_size": batch.per_device,
-            "max_steps": wsd["iterations"],
+            "max_steps": wsd.steps,
         },
         "optimizer": {
             "_target_": "torch.optim.AdamW",
@@ -76,12 +76,12 @@ def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> di
         },
         "lr_scheduler": {
             "lr_decay_style": "WSD",
-            "lr_warmup_steps": wsd["warmup"],
-            "lr_decay_steps": wsd["iterations"],
-            "wsd_decay_steps": wsd["decay"],
-            "lr_wsd_decay_style": wsd["style"],
+            "lr_warmup_steps": wsd.warmup,
+            "lr_decay_steps": wsd.steps,
+            "wsd_decay_steps": wsd.decay,
+            "lr_wsd_decay_style": megatron.DECAYS[wsd.shape],
             "init_lr": 0.0,
-            "min_lr": base.lr * wsd["floor"],
+            "min_lr": base.lr * wsd.floor,
         },
         "clip_grad_norm": {"max_norm": s.clip},
         "dataset": {"seq_length": run.trunk.body.seq_len},
@@ -89,18 +89,19 @@ def arguments(run: RunSpec, wsd: dict[str, Any], batch: Batch, form: Form) -> di
 
 
 def fields(run: RunSpec, batch: Batch) -> dict[str, Carried]:
-    names = ("lr", "weight_decay", "eps", "beta1", "beta2")
-    shared = {k: f for k, f in megatron.fields(run, batch).items() if k in ("warmup", "schedule", "decay_shape")}
+    optimizer, schedule = f"{ARGS}: optimizer", f"{ARGS}: lr_scheduler"
+    where = {
+        **dict.fromkeys(("config", "multipliers", "dropout"), "config.json"),
+        **dict.fromkeys(("lr", "weight_decay", "eps", "beta1", "beta2"), optimizer),
+        "clip": f"{ARGS}: clip_grad_norm",
+        "tokens": f"{ARGS}: step_scheduler.max_steps",
+        "batch_tokens": f"{ARGS}: {batch}",
+    }
+    shape = dict.fromkeys(("warmup", "schedule", "decay", "decay_shape", "min_ratio"), schedule)
     return {
-        "config": Carried("exact", "config.json"),
-        "multipliers": Carried("exact", "config.json"),
-        **{k: Carried("exact", f"{ARGS}: optimizer") for k in names},
-        **{k: replace(f, where=f"{ARGS}: lr_scheduler") for k, f in shared.items()},
-        **{k: Carried("exact", f"{ARGS}: lr_scheduler") for k in ("decay", "min_ratio")},
-        "clip": Carried("exact", f"{ARGS}: clip_grad_norm"),
+        **exact(where),
+        **_wsd.carried(run, shape, "its warmup starts at 0 and counts a step less"),
         "precision": Carried("approximated", f"{ARGS}: model", "as its own recipe sets it"),
-        "tokens": Carried("exact", f"{ARGS}: step_scheduler.max_steps"),
-        "batch_tokens": Carried("exact", f"{ARGS}: {batch}"),
         "seed": Carried("exact", f"{ARGS}: seed", "the weights are prepare.py's; the data's order is its own"),
         "data": Carried("impossible", f"{ARGS}: dataset", "the dataset is the job's own"),
     }

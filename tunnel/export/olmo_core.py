@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel.export._forms import Form, granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped, steps_of
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, exact, grouped, steps_of, undropped
 from tunnel.export.hf import config_of
 from tunnel.run import RunSpec
 
@@ -65,7 +65,7 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
         files={"train.py": TRAIN.read_text("utf-8"), "olmo.json": dumps(olmo, indent=1) + "\n"},
         fields={**carried, "init_std": cut, **fields(run, batch, multiplier)},
         multiplier=multiplier,
-        lost=lost,
+        lost={**lost, **undropped(run, "OLMo-core's")},
         form=form,
         start=START.format(world=world),
     )
@@ -150,27 +150,27 @@ def train(run: RunSpec, batch: Batch) -> dict[str, Any]:
 
 
 def fields(run: RunSpec, batch: Batch, own: Callable[[int], float]) -> dict[str, Carried]:
-    olmo, size = "olmo.json", run.trunk.settings.batch_tokens
-    exact = all(abs(own(s) - run.multiplier(s * size)) <= 1e-9 for s in range(steps_of(run)))
+    olmo, groups, size = "olmo.json", "train.py: group_overrides", run.trunk.settings.batch_tokens
+    ours = all(abs(own(s) - run.multiplier(s * size)) <= 1e-9 for s in range(steps_of(run)))
+    shaped = Carried("exact", f"{olmo}: stages")
+    if not ours:
+        shaped = replace(shaped, how="approximated", reason=f"in at most {PIECES} straight pieces")
     clip = "the gradients' norm weighs the embedding by the readout's divisor more"
-    shape = "" if exact else f"in at most {PIECES} straight pieces"
+    where = {
+        "config": f"{olmo}: model",
+        "multipliers": f"{olmo}: embed_scale, residual_multiplier; the readout's in the embedding",
+        **dict.fromkeys(("lr", "eps", "weight_decay"), groups),
+        **dict.fromkeys(("beta1", "beta2"), f"{olmo}: betas"),
+        "precision": f"{olmo}: train.bf16",
+        "tokens": f"{olmo}: train.steps",
+        "batch_tokens": f"{olmo}: train.global_batch_size; {batch}",
+        **dict.fromkeys(("warmup", "decay", "min_ratio"), f"{olmo}: stages"),
+    }
     return {
-        "config": Carried("exact", f"{olmo}: model"),
-        "multipliers": Carried("exact", f"{olmo}: embed_scale, residual_multiplier; the readout's in the embedding"),
-        "lr": Carried("exact", "train.py: group_overrides"),
-        "eps": Carried("exact", "train.py: group_overrides"),
-        "weight_decay": Carried("exact", "train.py: group_overrides"),
-        "beta1": Carried("exact", f"{olmo}: betas"),
-        "beta2": Carried("exact", f"{olmo}: betas"),
+        **exact(where),
+        "schedule": shaped,
+        "decay_shape": shaped,
         "clip": Carried("approximated", f"{olmo}: train.max_grad_norm", clip),
-        "precision": Carried("exact", f"{olmo}: train.bf16"),
-        "tokens": Carried("exact", f"{olmo}: train.steps"),
-        "batch_tokens": Carried("exact", f"{olmo}: train.global_batch_size; {batch}"),
-        "schedule": Carried("exact" if exact else "approximated", f"{olmo}: stages", shape),
-        "warmup": Carried("exact", f"{olmo}: stages"),
-        "decay": Carried("exact", f"{olmo}: stages"),
-        "decay_shape": Carried("exact" if exact else "approximated", f"{olmo}: stages", shape),
-        "min_ratio": Carried("exact", f"{olmo}: stages"),
         "seed": Carried("exact", f"{olmo}: train.seed", "another generator: the same values on average"),
         "data": Carried("impossible", "train.py: paths", "the tokens are the job's own"),
     }

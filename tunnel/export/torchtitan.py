@@ -13,7 +13,7 @@ from typing import Any
 
 from tunnel.export import _tokenizer, _wsd
 from tunnel.export._forms import Form, granite
-from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped, steps_of
+from tunnel.export._parts import Batch, Carried, Parts, batch_of, exact, grouped, steps_of, undropped
 from tunnel.export.hf import config_of
 from tunnel.run import RunSpec
 from tunnel.schedule import SHAPES
@@ -44,7 +44,6 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
     config_of(recommendation, run)
     form, batch, wsd = granite(recommendation).named(PATTERNS), batch_of(run, world), schedule(run)
     recipe = {"model": model(run, form), "schedule": wsd, "training": training(run, batch)}
-    tokenizer = _tokenizer.files() if run.trunk.source.tokenizer == "bytes" else {}
     applied, lost = grouped(
         form, form.groups, dict.fromkeys(("lr", "weight_decay", "eps"), GROUPS) | {"init_std": INIT}
     )
@@ -52,11 +51,11 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
         files={
             "tunnel_recipe.py": RECIPE.read_text("utf-8"),
             "recipe.json": dumps(recipe, indent=1) + "\n",
-            **tokenizer,
+            **_tokenizer.files(run.trunk.source.tokenizer),
         },
         fields={**applied, **fields(run, batch)},
         multiplier=stepped(wsd),
-        lost={**lost, **_wsd.lacking(run, tuple(DECAYS), "torchtitan")},
+        lost={**lost, **_wsd.lacking(run, "torchtitan"), **undropped(run, "torchtitan's")},
         form=form,
         start=START.format(world=world),
     )
@@ -93,7 +92,7 @@ def schedule(run: RunSpec) -> dict[str, Any]:
         "warmup_steps": run.trunk.settings.warmup // batch,
         "total_steps": steps,
         "decay_ratio": run.decay_tokens // batch / steps,
-        "decay_type": DECAYS[_wsd.nearest(run.decay_shape, tuple(DECAYS))],
+        "decay_type": DECAYS[_wsd.nearest(run.decay_shape, _wsd.DECAYS)],
         "min_lr_factor": run.min_ratio,
     }
 
@@ -131,28 +130,23 @@ def training(run: RunSpec, batch: Batch) -> dict[str, Any]:
 
 
 def fields(run: RunSpec, batch: Batch) -> dict[str, Carried]:
-    recipe, known = "recipe.json", run.decay_shape in DECAYS
+    recipe = "recipe.json"
+    schedule = {
+        "schedule": f"{recipe}: schedule",
+        "warmup": f"{recipe}: schedule.warmup_steps",
+        "decay_shape": f"{recipe}: schedule.decay_type",
+        "min_ratio": f"{recipe}: schedule.min_lr_factor",
+    }
     return {
+        **exact({name: GROUPS for name in ("lr", "eps", "weight_decay", "beta1", "beta2")}),
         "config": Carried("exact", f"{recipe}: model"),
         "multipliers": Carried("exact", "tunnel_recipe.py: ScaledEmbedding, Block, ScaledNorm"),
-        "lr": Carried("exact", GROUPS),
-        "eps": Carried("exact", GROUPS),
-        "weight_decay": Carried("exact", GROUPS),
-        "beta1": Carried("exact", GROUPS),
-        "beta2": Carried("exact", GROUPS),
         "clip": Carried("exact", f"{recipe}: training.clip"),
         "precision": Carried("exact", f"{recipe}: training.precision", "weights and optimizer stay fp32"),
         "tokens": Carried("exact", f"{recipe}: training.steps"),
         "batch_tokens": Carried("exact", f"{recipe}: {batch}"),
-        "schedule": Carried("exact" if known else "approximated", f"{recipe}: schedule"),
-        "warmup": Carried("exact", f"{recipe}: schedule.warmup_steps"),
+        **_wsd.carried(run, schedule),
         "decay": Carried("exact", f"{recipe}: schedule.decay_ratio", "of total_steps, which it rounds back to steps"),
-        "decay_shape": Carried(
-            "exact" if known else "approximated",
-            f"{recipe}: schedule.decay_type",
-            "" if known else f"no {run.decay_shape} there",
-        ),
-        "min_ratio": Carried("exact", f"{recipe}: schedule.min_lr_factor"),
         "seed": Carried("exact", f"{recipe}: training.seed", "another generator: the same values on average"),
         "data": Carried("impossible", "--dataloader.dataset", "the dataset is the job's own; documents are kept apart"),
     }

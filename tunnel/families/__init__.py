@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from tunnel.errors import UserError
-from tunnel.run import Stability
+from tunnel.run import Mixed, Stability
 
-Arrays = dict[str, np.ndarray]
+Arrays = Mapping[str, np.ndarray]
 
 
 class Grown(Protocol):
@@ -33,11 +33,14 @@ class Grown(Protocol):
     def step(self, multiplier: float) -> bool:
         """Trains one batch; False where the run has diverged."""
 
+    def mix_in(self, mix: tuple[Mixed, ...], at: int) -> None:
+        """From `at` tokens on, where its decay starts, it reads these sources too; without any it reads as a trunk."""
+
     def evaluate(self, pause: Callable[[], None] = ...) -> float:
         """Held-out loss in nats per token; `pause` is called now and then."""
 
-    def slices(self, pause: Callable[[], None] = ...) -> dict[str, float]:
-        """Held-out loss by corpus, where data joined the first."""
+    def slices(self) -> dict[str, float]:
+        """The last evaluation by source, where there are several."""
 
     def stability(self) -> Stability | None:
         """How near the run came to the edge; None for a body that has none."""

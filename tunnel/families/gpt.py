@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,7 @@ def config_dict(shape: Shape, body: Body, rules: str, dropout: float = 0.0) -> d
     }
 
 
-def grown(trunk: TrunkSpec, corpus: Corpus | None, kind: type[Trained] | None = None) -> Grown:
+def grown(trunk: TrunkSpec, corpus: Corpus | None, kind: Callable[..., Trained] | None = None) -> Grown:
     """The model of a trunk at 0 tokens: initialised and scaled by role, with its optimizer.
 
     `kind`: how it is trained; `training.train.Trained`, or one made of it.

@@ -1,7 +1,9 @@
 """The calibration body: a known loss surface behind the same path, so that the tunnel is tested by recovering it.
 
-loss = E + A/N^α + B/D^β + h·(ln lr − ln lr*(N, D))² + k·(ln decay − ln decay*)² + u·(multiplier left) + noise
+loss = E + A/N^α + B/D^β + h·(ln lr − ln lr*(N, D))² + k·(ln decay − ln decay*)² + u·(multiplier left)
+       + m·(s² − 2·s·s*) + noise                      s: the share of a decay's own data
 lr*(N, D) = lr_0 · (N/1e6)^a · (D/1e8)^b          lr at the base shape
+The slice of a source that is mixed into the decay reads g·(its share) less than the loss.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 
 from tunnel import transfer
 from tunnel.families import Arrays, gpt
-from tunnel.run import TrunkSpec
+from tunnel.run import Mixed, TrunkSpec
 
 reads = False
 ROLES: dict[str, transfer.Role] = {}
@@ -40,6 +42,9 @@ class Truth:
     decay: float = 0.15
     k: float = 0.01
     undecayed: float = 0.2
+    share: float = 0.4  # of other data in the decay: the best
+    m: float = 0.2
+    gain: float = 0.3  # of a source's slice, per share
     noise: float = 0.0005  # relative, one standard deviation
     lr_max: float = 0.3  # diverges above
 
@@ -62,7 +67,8 @@ class Synthetic:
         self.trunk = trunk
         self.rows: list[tuple[int, float, float, float]] = []
         self.tokens = self.decayed = 0
-        self.last = 0.0
+        self.last = self.known = 0.0
+        self.mix: tuple[Mixed, ...] = ()
 
     def step(self, multiplier: float) -> bool:
         s = self.trunk.settings
@@ -77,15 +83,22 @@ class Synthetic:
         n, d = count(self.trunk.shape, self.trunk.body), float(self.tokens)
         off = math.log(self.trunk.settings.lr / TRUTH.best_lr(n, d))
         decay = math.log(max(self.decayed / d, 0.01) / TRUTH.decay)
-        return TRUTH.best_loss(n, d) + TRUTH.h * off**2 + TRUTH.k * decay**2 + TRUTH.undecayed * self.last
+        mixed = sum(m.share for m in self.mix)
+        told = TRUTH.best_loss(n, d) + TRUTH.h * off**2 + TRUTH.k * decay**2 + TRUTH.undecayed * self.last
+        return told + TRUTH.m * (mixed**2 - 2 * mixed * TRUTH.share)
+
+    def mix_in(self, mix: tuple[Mixed, ...], at: int) -> None:
+        self.mix = mix
 
     def evaluate(self, pause: Callable[[], None] = lambda: None) -> float:
-        key = hashlib.sha256(f"{self.trunk.fingerprint} {self.tokens} {self.decayed}".encode()).digest()
+        mixed = "".join(f" {m.name} {m.share}" for m in self.mix)
+        key = hashlib.sha256(f"{self.trunk.fingerprint} {self.tokens} {self.decayed}{mixed}".encode()).digest()
         noise = np.random.default_rng(int.from_bytes(key[:8], "big")).normal()
-        return self.surface() * (1 + TRUTH.noise * noise)
+        self.known = self.surface() * (1 + TRUTH.noise * noise)
+        return self.known
 
-    def slices(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
-        return {}
+    def slices(self) -> dict[str, float]:
+        return {m.name: self.known - TRUTH.gain * m.share for m in self.mix}
 
     def stability(self) -> None:
         """It has no weights."""

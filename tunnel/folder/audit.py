@@ -22,8 +22,9 @@ from tunnel.study import secret
 
 log = logging.getLogger(__name__)
 Did = Literal[
-    "launched", "resumed", "took over", "extended", "pruned", "exported", "trained", "forced", "promoted", "rolled back"
-]
+    "launched", "resumed", "took over", "extended", "pruned", "exported", "trained", "alarmed", "forced", "promoted",
+    "rolled back",
+]  # fmt: skip
 
 
 def note(root: Path, what: Did, **about: Any) -> None:

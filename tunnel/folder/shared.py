@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,11 @@ import pandas as pd
 from tunnel import study
 from tunnel.errors import RESUMABLE, Stopped, UserError
 from tunnel.families import Arrays
-from tunnel.folder import audit, environment, fence
+from tunnel.folder import audit, checkpoint, environment, fence
+from tunnel.folder.checkpoint import MANIFEST, META, State
 from tunnel.folder.files import SAVING, being_written, damaged, discard, now, read_json, whole
 from tunnel.folder.remote import UNFINISHED, Place, Remote
-from tunnel.folder.store import CHECKPOINT, Store, read_record
+from tunnel.folder.store import Store, read_record
 from tunnel.folder.trouble import Unreachable
 from tunnel.run import Record
 from tunnel.training import data
@@ -116,12 +118,12 @@ class Shared(Store):
     def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
         super().save_state(trunk, tokens, arrays, meta)
         name = self.name(trunk, tokens)
-        if not self.remote.exists(f"{name}/manifest.json"):
+        if not self.remote.exists(f"{name}/{MANIFEST}"):
             self.push_curves()
-            for file in (*CHECKPOINT, "manifest.json"):  # which says that it is whole
+            for file in (*checkpoint.files(self.path(name)), MANIFEST):  # which says that it is whole
                 self.push(f"{name}/{file}")
 
-    def load_state(self, trunk: str, up_to: int) -> tuple[Arrays, dict[str, Any]] | None:
+    def load_state(self, trunk: str, up_to: int) -> State | None:
         state = super().peek(trunk, up_to)  # the best that there can be
         if state is not None:
             return state
@@ -129,24 +131,24 @@ class Shared(Store):
             state = self.peek(trunk, tokens)
             if state is not None:
                 return state
-            if self.remote.exists(f"{self.name(trunk, tokens)}/manifest.json"):  # else it may still be on its way
+            if self.remote.exists(f"{self.name(trunk, tokens)}/{MANIFEST}"):  # else it may still be on its way
                 self.forget_state(trunk, tokens)
         return None
 
-    def peek(self, trunk: str, tokens: int) -> tuple[Arrays, dict[str, Any]] | None:
+    def peek(self, trunk: str, tokens: int) -> State | None:
         state = super().peek(trunk, tokens)
         return super().peek(trunk, tokens) if state is None and self.pull_state(trunk, tokens) else state
 
     def pull_state(self, trunk: str, tokens: int) -> bool:
         """Brings a checkpoint here; whether it is a good one its reader looks."""
-        final = self.checkpoint(trunk, tokens)
+        name, final = self.name(trunk, tokens), self.checkpoint(trunk, tokens)
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{SAVING}{os.getpid()}-"))
         try:
-            files = [
-                (f"{self.name(trunk, tokens)}/{file}", temporary / file) for file in ("manifest.json", *CHECKPOINT)
-            ]
-            if not all(self.remote.get(*file) for file in files):
+            if not self.remote.get(f"{name}/{MANIFEST}", temporary / MANIFEST):
+                return False
+            files = checkpoint.files(temporary)
+            if not files or not all(self.remote.get(f"{name}/{file}", temporary / file) for file in files):
                 return False
             discard(final)
             os.rename(temporary, final)
@@ -313,6 +315,19 @@ class Worker(Shared):
         self.admitted()
         super().forget_state(trunk, tokens)
 
+    def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
+        """Where several processes hold it, each puts its file there, and none has it all."""
+        name = self.name(trunk, tokens)
+        if not isinstance(arrays, checkpoint.Parts):
+            super().save_state(trunk, tokens, arrays, meta)
+        elif not self.remote.exists(f"{name}/{MANIFEST}"):
+            self.push_curves()
+            hashes = checkpoint.put(arrays, There(Place(self.url, self.me), self.own, name))
+            self.path(name).mkdir(parents=True, exist_ok=True)
+            checkpoint.seal(self.path(name), hashes, meta)
+            for file in (META, MANIFEST):
+                self.push(f"{name}/{file}")
+
     def record(self, fingerprint: str) -> Record | None:
         self.seek(f"records/{fingerprint}.json")
         return super().record(fingerprint)
@@ -332,6 +347,26 @@ class Worker(Shared):
         if not self.asked and clock - self.asked_at > STOP_SECONDS:
             self.asked, self.asked_at = self.remote.exists("stop"), clock
         return self.asked
+
+
+@dataclass(frozen=True)
+class There:
+    """Where the processes of a worker put a checkpoint's files: at the place, under the worker's attempt."""
+
+    place: Place
+    attempt: str | None
+    name: str
+
+    def put(self, file: str, arrays: Arrays) -> str:
+        keep = Worker(self.place, self.attempt)
+        try:
+            path = keep.path(self.name, file)
+            path.parent.mkdir(parents=True)
+            found = checkpoint.written(path, arrays)
+            keep.push(f"{self.name}/{file}")
+            return found
+        finally:
+            keep.close()
 
 
 def scratch() -> Path:

@@ -1,38 +1,33 @@
 """A study's folder (contract 2): the only module that knows where things lie.
 
-Everything is written under a temporary name, flushed, and renamed when whole; a checkpoint is a folder whose
-manifest holds its files' hashes. No pickle anywhere.
+Everything is written under a temporary name, flushed, and renamed when whole.
 """
 
 from __future__ import annotations
 
-import errno
-import json
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
 from tunnel.errors import UserError
 from tunnel.families import Arrays
-from tunnel.folder import audit, fence, lock, schema
+from tunnel.folder import audit, checkpoint, fence, lock, schema
 from tunnel.folder.chain import append
 from tunnel.folder.chain import entries as chain
+from tunnel.folder.checkpoint import State, intact
 from tunnel.folder.files import (
     SAVING,
     being_written,
     content,
     damaged,
     discard,
-    file_hash,
     flush,
     now,
     read_json,
@@ -44,12 +39,12 @@ from tunnel.folder.files import (
 from tunnel.folder.lock import alive, other_driver
 from tunnel.folder.remote import Place
 from tunnel.run import Record, Stability
+from tunnel.space import MIX
 from tunnel.training import data
 
 __all__ = ["Store", "alive", "append", "chain", "now", "other_driver", "read_json", "write_json", "write_text"]
 log = logging.getLogger(__name__)
 AGAIN = "; `tunnel sweep` sets it aside and measures its run again"
-CHECKPOINT = ("state.safetensors", "meta.json")  # what a manifest vouches for
 CURVE = ["tokens", "loss", "multiplier", "grad_norm"]
 
 
@@ -129,20 +124,13 @@ class Store:
         return [int(p.name) for p in self.checkpoints(trunk)]
 
     def save_state(self, trunk: str, tokens: int, arrays: Arrays, meta: dict[str, Any]) -> None:
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
         final = self.checkpoint(trunk, tokens)
         if intact(final):
             return
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f"{SAVING}{os.getpid()}-"))
         try:
-            save_file({k: np.asarray(v, order="C") for k, v in arrays.items()}, temporary / "state.safetensors")
-            (temporary / "meta.json").write_text(json.dumps(meta))
-            (temporary / "manifest.json").write_text(json.dumps({n: file_hash(temporary / n) for n in CHECKPOINT}))
-            for path in (*temporary.iterdir(), temporary):
-                flush(path)
+            checkpoint.write(temporary, arrays, meta)
             self.look()
             discard(final)  # a damaged one
             try:
@@ -151,13 +139,10 @@ class Store:
                 if not intact(final):
                     raise
             flush(final.parent)
-        except SafetensorError as e:  # a full disk, in its words: "I/O error: ... (os error 28)"
-            code = re.search(r"os error (\d+)", str(e))
-            raise OSError(int(code[1]) if code else errno.EIO, str(e), str(final)) from None
         finally:
             discard(temporary)
 
-    def load_state(self, trunk: str, up_to: int) -> tuple[Arrays, dict[str, Any]] | None:
+    def load_state(self, trunk: str, up_to: int) -> State | None:
         """The last whole checkpoint at `up_to` tokens or before; one whose hashes are wrong is passed over."""
         for folder in reversed([p for p in self.checkpoints(trunk) if int(p.name) <= up_to]):
             state = self.peek(trunk, int(folder.name))
@@ -167,18 +152,9 @@ class Store:
             discard(folder)  # it would be refused again, and its place is wanted
         return None
 
-    def peek(self, trunk: str, tokens: int) -> tuple[Arrays, dict[str, Any]] | None:
+    def peek(self, trunk: str, tokens: int) -> State | None:
         """The checkpoint at `tokens`, for who only looks; None where there is none, or a damaged one."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        folder = self.checkpoint(trunk, tokens)
-        if not intact(folder):
-            return None
-        try:
-            return load_file(folder / "state.safetensors"), read_json(folder / "meta.json")
-        except (SafetensorError, UserError):  # its hashes are right, so somebody made it so: a pickle, another format
-            return None
+        return checkpoint.read(self.checkpoint(trunk, tokens))
 
     def forget_state(self, trunk: str, tokens: int) -> None:
         self.look()
@@ -223,6 +199,8 @@ class Store:
         if not rows:
             return pd.DataFrame(columns=[*READING, "shared"])
         frame = pd.DataFrame(rows).sort_values("fingerprint", ignore_index=True)
+        mixes = [k for k in frame.columns if k.startswith(f"{MIX}.")]
+        frame = frame.assign(**frame[mixes].fillna(0.0))
         asked = self.shared()
         return frame.assign(shared=[" ".join(s for s in asked if fp in asked[s]) for fp in frame.fingerprint])
 
@@ -301,15 +279,7 @@ class Store:
                 log.warning("%s cannot be read: kept as %s, and its run is measured again", path, aside.name)
 
 
-def intact(folder: Path) -> bool:
-    """Whether a checkpoint's files are what its manifest says."""
-    try:
-        manifest = read_json(folder / "manifest.json")
-        return manifest == {name: file_hash(folder / name) for name in CHECKPOINT}
-    except (UserError, OSError):  # no JSON, no file
-        return False
-
-
+ON = "loss."  # and a source's name: the column of the loss on its held-out slice
 READING = [
     "stage",
     "trial",
@@ -353,7 +323,10 @@ READING = [
 
 
 def flat(r: Record) -> dict[str, Any]:
-    """A record as a row of the runs table; `run` is its trunk, `warmup` and the lengths are tokens."""
+    """A record as a row of the runs table; `run` is its trunk, `warmup` and the lengths are tokens.
+
+    Where there are several sources, `decay_mix.NAME` is one's share of the decay, `loss.NAME` the loss on its slice.
+    """
     trunk, settings = r.run.trunk, r.run.trunk.settings
     found = {
         **vars(settings),
@@ -371,7 +344,8 @@ def flat(r: Record) -> dict[str, Any]:
         "seed": trunk.seed,
         "seq_len": trunk.body.seq_len,
         "rules": trunk.rules,
-        "corpus_hash": data.identity(trunk.source),
+        "corpus_hash": data.identity(r.run),
     }
     edge = vars(r.stability) if r.stability is not None else {}
-    return {name: edge.get(name) if name in Stability.model_fields else found[name] for name in READING}
+    several = {f"{MIX}.{m.name}": m.share for m in r.run.mix} | {f"{ON}{name}": x for name, x in r.slices.items()}
+    return {name: edge.get(name) if name in Stability.model_fields else found[name] for name in READING} | several

@@ -8,10 +8,10 @@ from typing import Any
 
 from tunnel import families
 from tunnel.errors import UserError
-from tunnel.run import Body, Joined, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
+from tunnel.run import Body, Joined, Mixed, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
 from tunnel.schedule import HALF_LIFE, whole_batches
-from tunnel.space import Choice, Scalar
-from tunnel.study import Stage, Study, Target
+from tunnel.space import Choice, Scalar, by_source, check_shares, mix_of
+from tunnel.study import Stage, Study, Target, Texts
 from tunnel.training import data
 
 Values = Mapping[str, Scalar]  # settings by name, as base-shape values
@@ -24,14 +24,37 @@ def body_of(study: Study) -> Body:
 
 
 def source_of(study: Study, corpus_hash: str) -> Source:
+    """The trunk's data; `corpus_hash` as `data.newest` has it, or empty where nothing was read yet."""
     d = study.data
-    first, *rest = corpus_hash.split("+")
+    first, *rest = corpus_hash.split(";")[0].split("+")
+    hashes = [*rest, *[""] * (len(d.joins) - len(rest))]
+    then = tuple(
+        Joined(at=at, share=share, source=part_of(study, t, h))
+        for (at, share, t), h in zip(d.joins, hashes, strict=True)
+    )
+    weighs = tuple(sorted(d.weighs.items()))
+    loss = () if weighs == ((d.first, 1.0),) else weighs
+    return part_of(study, d, first).replaced(then=then, loss=loss)
+
+
+def part_of(study: Study, texts: Texts, corpus_hash: str) -> Source:
+    d = study.data
     same = {"tokenizer": d.tokenizer, "held_out": d.held_out, "eval_tokens": d.eval_tokens}
-    then = [
-        Joined(at=t.at, share=t.share, source=Source(corpus=t.corpus, corpus_hash=h, **same))
-        for t, h in zip(d.then, [*rest, *[""] * (len(d.then) - len(rest))], strict=True)
-    ]
-    return Source(corpus=d.corpus, corpus_hash=first, then=tuple(then), **same)
+    return Source(corpus=texts.corpus, corpus_hash=corpus_hash, **same)
+
+
+def mixed(study: Study, values: Values, corpus_hash: str, where: str) -> tuple[Mixed, ...]:
+    """A decay's own data; raises UserError where the shares that several places ask for are more than all of it."""
+    shares = mix_of(values)
+    try:
+        check_shares(shares)
+    except ValueError as e:
+        raise UserError(str(e), key=where) from None
+    hashes = dict(part.split("=") for part in corpus_hash.split(";")[1:])
+    return tuple(
+        Mixed(name=name, share=share, source=part_of(study, study.data.named(name), hashes.get(name, "")))
+        for name, share in shares.items()
+    )
 
 
 def opened(study: Study) -> data.Corpus | None:
@@ -41,14 +64,17 @@ def opened(study: Study) -> data.Corpus | None:
 
 def values_of(study: Study, stage: Stage, handed_on: Values) -> dict[str, Scalar]:
     """A stage's settings before anything is sampled: [train], then what was handed on, then its own space."""
-    train = study.train.model_dump(include=set(TRAINED))
+    train = by_source(study.train.model_dump(include=set(TRAINED)))
     own = {**train, "rules": study.rules, **handed_on, **stage.fixed}
     if "warmup" in handed_on and "warmup" not in stage.fixed:
         own["warmup_share"] = HANDED_ON_WARMUP
     return own
 
 
-TRAINED = ("lr", "warmup", "decay", "decay_shape", "min_ratio", "half_life", "batch_tokens", "weight_decay", "beta2")
+TRAINED = (
+    *("lr", "warmup", "decay", "decay_shape", "min_ratio", "half_life", "decay_mix"),
+    *("batch_tokens", "weight_decay", "beta2"),
+)
 
 
 # candidates: what a stage asks for, in order
@@ -110,7 +136,11 @@ def lengths(study: Study, stage: Stage, shape: Shape, values: Values) -> list[fl
     family, body = families.load(study.family), body_of(study)
     n = family.count(shape, body)
     if stage.rungs is not None:
-        return [float(t) for t in stage.rungs.tokens] or [r * n for r in stage.rungs.tokens_per_param]
+        found = stage.rungs.lengths(n)
+        if not found:
+            which = f"leaves {shape.width}×{shape.depth}, of {n:,} parameters, no rung"
+            raise UserError(which, key=f"stage.{stage.name}.rungs.max_flops", value=stage.rungs.max_flops)
+        return found
     b = stage.budget
     flops = values["flops"] if "flops" in stage.axes else b.flops
     if flops is not None:
@@ -142,7 +172,12 @@ def build(
         seed=study.seed + seed,
     )
     ways = [{**values, **d} for d in decays or ({},)]
-    runs = {fork(trunk, study, way, rung, f"stage {stage}"): None for rung in rungs for way in ways}
+    mixes = [mixed(study, way, corpus_hash, f"stage {stage}") for way in ways]
+    runs = {
+        fork(trunk, study, way, rung, f"stage {stage}").replaced(mix=mix): None
+        for rung in rungs
+        for way, mix in zip(ways, mixes, strict=True)
+    }
     return Trial(stage=stage, number=number, runs=tuple(sorted(runs, key=lambda r: (r.decay_start, r.tokens))))
 
 

@@ -11,6 +11,7 @@ from tunnel.show.work import (
     plan,
     progress,
     prunable,
+    report,
     rerun,
     run,
     status,
@@ -21,6 +22,6 @@ from tunnel.show.work import (
 
 __all__ = [
     "audit", "bundle", "check", "contrast", "doctor", "extended", "fit", "forecasts", "ladder", "next_runs", "out",
-    "plan", "progress", "promotion", "prunable", "recommendation", "rerun", "rolled_back", "run", "status",
+    "plan", "progress", "promotion", "prunable", "recommendation", "report", "rerun", "rolled_back", "run", "status",
     "submitted", "targets", "trained", "verdicts", "verified",
 ]  # fmt: skip

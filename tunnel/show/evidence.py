@@ -31,9 +31,16 @@ def ladder(f: dict[str, Any]) -> None:
         out.print(f"marked: N {number(m['N'])}, D {number(m['D'])}: {m['reason']}")
     if used["marked"]:
         out.print(f"the chosen law is fitted to {used['window']} ({used['loss']})")
+    mixes(f.get("mixes", []))
     t = f["forecast"]
     out.print(f"target {t['target']}: {t['value']:.4f} nats per token, 90% interval {t['low']:.4f} to {t['high']:.4f}")
     optimal(f.get("optimal"))
+
+
+def mixes(rows: list[dict[str, Any]]) -> None:
+    """What the decay's own data did to each slice, in words."""
+    for r in rows:
+        out.print(f"decay_mix.{r['source']} {r['share']:.3g}: {r['words']}", markup=False, highlight=False)
 
 
 def horizon(h: dict[str, Any]) -> None:
@@ -149,6 +156,7 @@ def recommendation(r: dict[str, Any]) -> None:
     )
     far = r.get("extrapolation", {"C": r["compute_ratio"]})
     out.print(f"beyond the largest readings: {', '.join(f'{x:.3g} × {k}' for k, x in far.items())}")
+    mixes(r.get("mixes", []))
     for text in r.get("forced", []):
         out.print(f"forced: {text}", style="red")
     remedies = r.get("remedies") or [{"text": text, "run": ""} for text in r["cautions"]]
@@ -172,7 +180,25 @@ def ends(r: dict[str, Any]) -> str:
     return f" ({low}, to {high})"
 
 
+def running(c: dict[str, Any]) -> None:
+    """Where a target stands that still trains."""
+    live = c["live"]
+    forecast = f"forecast {c['forecast']:.4f}, 90% interval {c['low']:.4f} to {c['high']:.4f}"
+    out.print(f"target {c['target']}: {share(live['progress'])} of {live['of']:,} tokens; {forecast}")
+    if live["alarm"]:
+        out.print(f"alarm: {live['alarm']['text']}", style="red")
+    elif live["inside"]:
+        out.print(f"inside the bundle, {live['off_percent']:+.2f}% off what forecast and ladder say", style="green")
+    else:
+        out.print(live["reason"] or "too early to say whether it is inside the bundle")
+    if live["course"]:
+        out.print("on course for {value:.4f} ({low:.4f} to {high:.4f})".format(**live["course"]))
+
+
 def check(c: dict[str, Any]) -> None:
+    if "live" in c:
+        running(c)
+        return
     if c["measured"] is None:
         out.print(f"target {c['target']} diverged; forecast {c['forecast']:.4f}", style="red")
         return

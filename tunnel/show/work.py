@@ -149,7 +149,25 @@ def status(s: dict[str, Any]) -> None:
     held = f"{duration(s['seconds'])} of one device, {money(s['cost'], s['currency'])}, {of_target(s)}"
     out.print(f"{spent}; held {held}; ETA {duration(s['eta_seconds'])}")
     limits(s["limits"])
+    for alarm in s["alarms"]:
+        out.print(f"alarm: {alarm['text']} ({alarm['when'][:19]})", style="red")
+    by_slice(s.get("slices", []))
     forgetting(s.get("forgetting", []))
+
+
+def by_slice(rows: list[dict[str, Any]]) -> None:
+    """Each stage's best reading, on every source's held-out slice."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(n for r in rows for n in r["slices"]))
+    columns = ["stage", "shape", "D", "decay_mix", "the loss", *(f"loss on {n}" for n in names)]
+    mixes = [join([f"{k} {v:.3g}" for k, v in r["decay_mix"].items()]) or "none" for r in rows]
+    head = ("stage", "shape", "D")
+    shown = [
+        [*(r[k] for k in head), mix, r["loss"], *(r["slices"].get(n) for n in names)]
+        for r, mix in zip(rows, mixes, strict=True)
+    ]
+    table("Best readings by held-out slice, nats per token", columns, shown)
 
 
 def forgetting(rows: list[dict[str, Any]]) -> None:
@@ -196,6 +214,11 @@ def bundle(found: dict[str, Any]) -> None:
         f"{fidelity.get('exact', 0)} fields exact; approximated: {join(fidelity.get('approximated')) or 'none'}; "
         f"impossible: {join(fidelity.get('impossible')) or 'none'}"
     )
+
+
+def report(found: dict[str, Any]) -> None:
+    out.print(f"{found['path']}: {found['bytes']:,} bytes, and everything in it")
+    out.print(found["pdf"] or f"no PDF: {found['no_pdf']}")
 
 
 def trained(r: dict[str, Any]) -> None:

@@ -34,6 +34,9 @@ class Resources(Frozen):
     gpu_memory: Memory | None = None  # of each GPU that it runs on; default: as much as `gpus`, where that is below 1
     backend: Literal["ray", "inline"] = "ray"  # inline: the same loop in this process
     pack: Pack = 1  # trials of one shape that a worker trains as one batched model
+    # of the full-size run over several workers: who holds weights, gradients and moments (`training.parallel`)
+    shard: Literal["auto", "none", "full"] = "auto"
+    recompute: bool = False  # of the full-size run: activations in the backward pass, which then need no memory
 
     @property
     def devices(self) -> float:

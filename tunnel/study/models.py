@@ -4,62 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tunnel.schedule import HALF_LIFE
 from tunnel.space import (
+    MIX,
     SHAPE,
     Axis,
     Choice,
     Range,
     Scalar,
+    by_source,
     check_lengths,
     check_rules,
     check_scalar,
     parse_space,
 )
+from tunnel.study.corpora import Data, Mix
 from tunnel.study.means import Resources, StageResources, check_server
 from tunnel.study.money import Limit, Notify, Price
-from tunnel.study.values import Frozen, Name, Once, Positive, Text, Tokens, listed
-
-
-class Then(Frozen):
-    """Data that joins a trunk after `from` tokens; tokenizer, vocabulary and split are those of [data]."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    at: Tokens = Field(alias="from")
-    corpus: Text = "files"
-    paths: tuple[str, ...] = ()
-    text: Text = "text"
-    share: float = Field(1.0, gt=0, le=1)  # of the sequences from there on
-
-    @model_validator(mode="after")
-    def together(self) -> Then:
-        if (self.corpus == "files") != bool(self.paths):
-            raise ValueError('paths belong to corpus = "files", and it needs them')
-        return self
-
-
-class Data(Frozen):
-    """What is read, and how it becomes tokens."""
-
-    corpus: Text = "stdlib"  # stdlib | files | a datasets name
-    paths: tuple[str, ...] = ()  # of corpus "files": txt, jsonl, parquet; globs allowed
-    text: Text = "text"  # the column of jsonl, parquet and hub rows
-    tokenizer: Text = "bytes"  # bytes | a transformers tokenizer, by name or folder
-    vocab: int = Field(256, gt=1)
-    held_out: float = Field(0.05, gt=0, lt=0.5)  # of the documents, by the hash of their name
-    eval_tokens: Tokens = 32_768
-    then: tuple[Then, ...] = ()  # data that joins later
-
-    @model_validator(mode="after")
-    def together(self) -> Data:
-        if (self.corpus == "files") != bool(self.paths):
-            raise ValueError('paths belong to corpus = "files", and it needs them')
-        if list(self.then) != sorted(self.then, key=lambda t: t.at):
-            raise ValueError("then lists what joins later, earliest first")
-        return self
+from tunnel.study.values import Frozen, Name, Once, Positive, Tokens, listed
 
 
 class Model(Frozen):
@@ -84,6 +48,7 @@ class Train(Frozen):
     decay_shape: str = "1-sqrt"
     min_ratio: float = Field(0.0, ge=0, lt=1)
     half_life: float = Field(HALF_LIFE, gt=0)  # of an exponential decay, as a part of its length
+    decay_mix: Mix = Field(default_factory=dict)  # of the decay's sequences; the rest goes on as the trunk would
     schedule: Literal["wsd", "cosine"] = "wsd"  # cosine: one cosine from warmup to the end, the baseline
     batch_tokens: Tokens = 1 << 19
     micro_batch_tokens: Tokens | None = None  # gradient accumulation: tokens of one pass
@@ -127,16 +92,26 @@ class Budget(Frozen):
 
 
 class Rungs(Frozen):
-    """The readings' lengths D of a ladder: exactly one of the two."""
+    """The readings' lengths D of a ladder: exactly one of tokens and tokens_per_param.
+
+    `max_flops`: a shape has the rungs whose C = 6ND is at most that: small shapes reach the target's D, large ones go
+    towards its N, and no reading costs what the corner of a grid would.
+    """
 
     tokens: tuple[Tokens, ...] = ()
     tokens_per_param: tuple[Positive, ...] = ()
+    max_flops: Positive | None = None
 
     @model_validator(mode="after")
     def one(self) -> Rungs:
         if bool(self.tokens) == bool(self.tokens_per_param):
             raise ValueError("rungs needs exactly one of tokens, tokens_per_param")
         return self
+
+    def lengths(self, n: int) -> list[float]:
+        """D in tokens, not rounded, of a shape of `n` parameters; none where all cost more than `max_flops`."""
+        every = [float(t) for t in self.tokens] or [r * n for r in self.tokens_per_param]
+        return [d for d in every if self.max_flops is None or 6 * n * d <= self.max_flops]
 
 
 class Decay(Frozen):
@@ -145,6 +120,7 @@ class Decay(Frozen):
     decay: float | None = Field(None, gt=0, lt=1)
     decay_shape: str | None = None
     half_life: float | None = Field(None, gt=0)
+    decay_mix: Mix | None = None
 
     @model_validator(mode="after")
     def known(self) -> Decay:
@@ -153,7 +129,10 @@ class Decay(Frozen):
         return self
 
     def values(self) -> dict[str, Scalar]:
-        return self.model_dump(exclude_none=True)
+        return by_source(self.model_dump(exclude_none=True))
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 class Sampler(Frozen):
@@ -201,8 +180,9 @@ class Stage(Frozen):
         (self._search if self.kind == "search" else self._listed)()
         if self.halving and (self.rungs is None or self.length_of(self.rungs) < 2):
             raise ValueError("halving compares trials at rungs: it needs at least two")
-        if "decay" in self.axes and any(d.decay is not None for d in self.decays):
-            raise ValueError("decays lists what space.decay searches: give one of them")
+        for key in {name.partition(".")[0] for name in self.axes} & {"decay", MIX}:
+            if any(getattr(d, key) is not None for d in self.decays):
+                raise ValueError(f"decays lists what space.{key} searches: give one of them")
         return self
 
     @staticmethod
@@ -234,7 +214,8 @@ class Stage(Frozen):
 
     def _listed(self) -> None:
         for name, axis in self.axes.items():
-            if isinstance(axis, Range) or name in ("lr", "batch_tokens", *SHAPE, *Decay.model_fields):
+            first = name.partition(".")[0]
+            if isinstance(axis, Range) or first in ("lr", "batch_tokens", *SHAPE, *Decay.model_fields):
                 raise ValueError(f"{name}: a {self.kind} searches nothing; give shapes, fan, batches, rungs, decays")
         if not self.shapes or self.rungs is None:
             raise ValueError(f"a {self.kind} needs shapes and rungs")
@@ -301,7 +282,22 @@ class Study(Frozen):
                 )
         for target in self.target:
             self._comparable(target)
+        for name, where in self._mixed():
+            if self.train.schedule == "cosine":
+                raise ValueError(f"{where}: {MIX} belongs to a decay, and a cosine has none")
+            if name not in (known := [s.name for s in self.data.source]):
+                choices = ", ".join(known) or "none: [[data.source]] names one"
+                raise ValueError(f"{where}: {MIX}.{name} is not the name of a source; choices: {choices}")
         return self
+
+    def _mixed(self) -> list[tuple[str, str]]:
+        """The sources that decays ask for, and where."""
+        found = [(name, "train") for name in self.train.decay_mix]
+        for stage in self.stage:
+            asked = [*(n.partition(".")[2] for n in parse_space(stage.space) if n.startswith(f"{MIX}."))]
+            asked += [n for d in stage.decays for n in d.decay_mix or {}]
+            found += [(name, f"stage {stage.name}") for name in asked]
+        return found
 
     def _widths(self) -> list[tuple[int, str]]:
         found = [(t.width, f"target {t.name}") for t in self.target] + [(self.model.base_width, "model.base_width")]

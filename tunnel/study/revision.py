@@ -11,7 +11,7 @@ FREE: dict[str, Any] = dict.fromkeys(
     ("question", "resources", "price", "budget", "notify", "storage", "storage_password_env", "small"), True
 ) | {"stage": {"__all__": {"resources"}}}
 RUNGS = {"tokens", "tokens_per_param"}
-GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan", "decays", "then"} | RUNGS
+GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan", "decays", "then", "source"} | RUNGS
 IMPLIED: dict[str, list[Any]] = {"fan": [1.0], "decays": [Decay().model_dump()]}  # what an empty list stands for
 
 
@@ -19,7 +19,7 @@ def changes(before: Study, after: Study) -> str:
     """The first key in which a revision does more than add, or "".
 
     It may add trials, seeds, shapes, stages, targets, learning rates, batches, decays, rungs above the shortest, and
-    data that joins later; the words of the question, and where and at what price it runs, are free.
+    sources and data that join later; the words of the question, and where and at what price it runs, are free.
     """
     asked, revised = (s.model_dump(mode="json", exclude=FREE) for s in (before, after))
     return first_change(asked, revised, "")
@@ -35,8 +35,8 @@ def first_change(a: Any, b: Any, key: str) -> str:
         if last in ("stage", "target") and len(b) >= len(a):
             pairs = zip(a, b, strict=False)
             return next((f for x, y in pairs if (f := first_change(x, y, f"{key}.{x['name']}"))), "")
-        if last == "then":  # each joins what was there before it
-            return "" if b[: len(a)] == a else key
+        if last in ("then", "source"):  # each joins what was there before it; a weight changes every trunk
+            return "" if b[: len(a)] == a and not any(x.get("weight") for x in b[len(a) :]) else key
         if last in RUNGS and a and b and min(b) < min(a):  # a warmup may be a fraction of the shortest
             return key
         return "" if all(x in b for x in a) else key

@@ -101,18 +101,18 @@ def run(
     *,
     address: str | None = None,
     max_concurrent: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
 ) -> None:
-    """Runs the queue empty, each trial over so many workers (more than one: with Ray Train).
+    """Runs the queue empty; with `workers`, each trial over so many of Ray Train's.
 
     Raises Stopped on a signal that asks for it, or a full disk; what is done is kept.
     """
-    here = workers == 1 and resources.backend == "inline" and address is None
+    here = workers is None and resources.backend == "inline" and address is None
     try:
         with trouble.stops(), stoppable(work.stop), work.opened().followed(here=here):
             if not here and work.place is not None:
                 queue = Hearing(queue, Store(work.folder))
-            if workers > 1:
+            if workers is not None:
                 environment(address)
                 from tunnel.sweeps import on_train
 

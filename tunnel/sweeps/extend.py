@@ -21,25 +21,31 @@ def extend(
     tokens: str,
     stage: str | None = None,
     *,
+    join: str | None = None,
+    share: float = 1.0,
     out: str | Path | None = None,
     **how: Any,
 ) -> dict[str, Any]:
     """Adds a rung to the study's listed stages, or to one, and sweeps; `how` goes to `sweep.sweep`.
 
-    `tokens` is a factor on each stage's longest rung ("2x") or a length ("4M"). Returns `status`, and as `extended` the
-    new rungs by stage. Raises UserError where a stage cannot have the length; nothing is written then.
+    `tokens` is a factor on each stage's longest rung ("2x") or a length ("4M"); `join` names a source that joins all
+    trunks from the longest reading on, as `share` of the sequences. Returns `status`, and as `extended` the new rungs
+    by stage. Raises UserError where a stage cannot have the length, or nothing is so named; nothing is written then.
     """
     asked, keep = sweep.located(where, out)
     text = study.read_text(keep.path("study.toml"))
     scaled = sweep.is_small(keep)
     added = {s.name: (unit(s.rungs), longer(s, tokens)) for s in chosen(asked, stage) if s.rungs is not None}
     text = with_rungs(text, added, small=scaled)
+    if join is not None:
+        text = with_joined(text, sweep.longest(keep), join, share)
     revised = study.parse(text, keep.path("study.toml"), small=scaled)
     assert not study.changes(asked, revised), study.changes(asked, revised)
     with about(keep.path("study.toml")):
         plan.plan(revised)
     sweep.revise(text, keep, small=scaled)
-    audit.note(keep.root, "extended", tokens=tokens, rungs={name: rung for name, (_, rung) in added.items()})
+    joined = {} if join is None else {"join": join, "share": share}
+    audit.note(keep.root, "extended", tokens=tokens, rungs={name: rung for name, (_, rung) in added.items()}, **joined)
     return {**sweep.sweep(revised, keep, **how), "extended": {name: rung for name, (_, rung) in added.items()}}
 
 
@@ -93,6 +99,14 @@ def with_rungs(text: str, added: dict[str, tuple[str, float]], *, small: bool) -
         rungs = replaced.get(f"{key}.{name}") or replaced.get(key, stage["rungs"])[name]
         number = int(rung) if float(rung).is_integer() else rung
         rungs.append(spelled(rung) if all(isinstance(r, str) for r in rungs) else number)
+    return tomlkit.dumps(document)
+
+
+def with_joined(text: str, at: int, source: str, share: float) -> str:
+    """The study file with one more source that joins, everything else as it was written."""
+    document = tomlkit.parse(text)
+    then = document.setdefault("data", tomlkit.table()).setdefault("then", tomlkit.aot())
+    then.append(tomlkit.item({"from": at, "source": source, "share": share}))
     return tomlkit.dumps(document)
 
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from tunnel import families
 from tunnel.answers import counterfactual, forecasts, recommend
-from tunnel.errors import Stopped
+from tunnel.errors import Stopped, UserError
 from tunnel.folder import audit, store
 from tunnel.folder.store import Store
-from tunnel.run import RunSpec, Trial
+from tunnel.run import RunSpec, Trial, TrunkSpec
 from tunnel.study import Study
 from tunnel.sweeps import backends, sweep
+from tunnel.sweeps.alarm import Alarm
 from tunnel.sweeps.status import Live
 from tunnel.training.forks import Event, Progress
 
@@ -44,7 +45,8 @@ def train(
         def begin() -> None:
             forecasts.begin(keep, goal.name, run.fingerprint)
 
-        grown(asked, keep, left, address=address, watch=watch, begin=begin, workers=workers)
+        watched = Alarm(asked, keep, goal.name, list(runs.values()), watch)
+        grown(asked, keep, left, address=address, watch=watched, begin=begin, workers=workers)
     records = {s: keep.record(r.fingerprint) for s, r in runs.items()}
     own = records[run.trunk.seed]
     assert own is not None
@@ -84,18 +86,33 @@ def grown(
 ) -> None:
     """Trains full-size trials, `begin` being called when the folder is held and nothing has started."""
     work = backends.Work.of(asked, keep)
+    require_shareable(trials[0].trunk, workers)
     with keep.driver():
         corpus = work.corpus()
         if corpus is not None:
-            corpus.hold([trials[0].trunk.source])
+            corpus.hold(trials[0].runs)
         queue = TargetQueue(trials, keep, watch)
         begin()
         audit.note(keep.root, "trained", stage=trials[0].stage, runs=[t.runs[0].fingerprint for t in trials])
-        backends.run(queue, work, asked.resources, address=address, workers=workers)
+        several = workers > 1 or (asked.resources.recompute and work.reads)
+        backends.run(queue, work, asked.resources, address=address, workers=workers if several else None)
         keep.path("progress.json").unlink(missing_ok=True)
         keep.write_readings()
     if queue.error:
         raise Stopped(f"{trials[0].stage}: {queue.error}; the same command goes on from its last checkpoint")
+
+
+def require_shareable(trunk: TrunkSpec, workers: int) -> None:
+    """Raises UserError where a trunk cannot be trained by so many processes."""
+    if workers == 1:
+        return
+    sequences = trunk.settings.batch_tokens // trunk.body.seq_len
+    if workers > sequences:
+        raise UserError(f"is more than the {sequences} sequences of a batch", key="--workers", value=workers)
+    if trunk.settings.dropout:
+        raise UserError("needs dropout 0: a follower's random state is not kept", key="--workers", value=workers)
+    if not families.load(trunk.family).reads:
+        raise UserError(f"is too many: {trunk.family} trains in one process", key="--workers", value=workers)
 
 
 class TargetQueue:

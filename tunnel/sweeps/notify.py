@@ -35,6 +35,7 @@ TEXTS = {  # by event, of what there is to say of it
     "stopped": "the sweep has stopped: {reason}",
     "failed": "{failed} of {ended} trials failed",
     "budget": "{percent}% of budget.{name} = {limit} ({unit}) is taken",
+    "alarm": "{text}",
 }
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,14 @@ def opened(asked: Study, keep: Store) -> Notifier | None:
         log.warning("nobody is notified: the environment has no %s to sign with", wants.secret_env)
         return None
     return Notifier(url, secret or None, {"study": keep.root.resolve().name, "host": socket.gethostname()})
+
+
+def once(asked: Study, keep: Store, event: str, **what: Any) -> None:
+    """Tells one event, where somebody listens."""
+    notifier = opened(asked, keep)
+    if notifier is not None:
+        notifier.tell(event, **what)
+        notifier.close()
 
 
 @contextmanager

@@ -12,11 +12,13 @@ from typing import Any
 
 from tunnel import plan
 from tunnel.folder import audit, store
+from tunnel.folder.checkpoint import intact
 from tunnel.folder.files import discard, size
-from tunnel.folder.store import Store, intact
+from tunnel.folder.store import Store
 from tunnel.run import RunSpec
 from tunnel.sampler import states
 from tunnel.study import Study
+from tunnel.training import data
 
 Found = dict[str, list[Path]]
 KINDS = {
@@ -88,7 +90,7 @@ def wanted(asked: Study, keep: Store) -> dict[str, set[int]]:
 def planned(asked: Study, keep: Store) -> Iterator[RunSpec]:
     """Every run of the stages that have begun: what was asked, and what is listed."""
     resolved = store.read_json(keep.path("study.resolved.json"), {}).get("stages", {})
-    identity = max((str(h) for h in keep.readings().corpus_hash), key=len, default="")  # with all data that joined
+    identity = data.newest(keep.readings().corpus_hash)
     for stage in asked.stage:
         if stage.name not in resolved:
             continue

@@ -97,7 +97,7 @@ def candidate(asked: Study, stage: Stage, records: list[Record]) -> dict[str, Sc
     shape = records[0].run.trunk.shape
     shortest = min(plan.lengths(asked, stage, shape, row))
     fractions = {"warmup": row["warmup"] / shortest, "decay": decay(records)}
-    return {name: within(axis, row[name], fractions.get(name)) for name, axis in stage.axes.items()}
+    return {name: within(axis, row.get(name, 0.0), fractions.get(name)) for name, axis in stage.axes.items()}
 
 
 def decay(records: list[Record]) -> float:

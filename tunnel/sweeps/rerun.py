@@ -47,7 +47,8 @@ def rerun(asked: Study, keep: Store, run: str, *, watch: Watch | None = None) ->
     loss = grown.evaluate() if alive else math.inf
     again: dict[str, Any] = {"loss": None, "diverged_at": grown.tokens}
     if math.isfinite(loss):
-        again = {**forks.digests(*grown.state()), "loss": loss, "slices": grown.slices()}
+        slices = {k: v for k, v in grown.slices().items() if k in record.slices}  # no source that was named since
+        again = {**forks.digests(*grown.state()), "loss": loss, "slices": slices}
     recorded = {**record.final, "loss": record.loss, "slices": record.slices, "diverged_at": record.diverged_at}
     kept = keep.peek(trunk.until(record.run.decay_start).fingerprint, record.run.decay_start)
     found = [spec(record), *at_the_fork(kept, at_fork), *at_the_end(recorded, again, grown.tokens)]
@@ -93,6 +94,7 @@ def trained(grown: Any, record: Record, watch: Watch | None) -> tuple[tuple[Arra
     live.begin(0, Trial(stage="rerun", number=0, runs=(run,)), per_token)
     while alive and grown.tokens < run.tokens:
         if grown.tokens == run.decay_start:
+            grown.mix_in(run.mix, run.decay_start)
             arrays, meta = grown.state()
             at_fork = {k: v.copy() for k, v in arrays.items()}, meta
         if grown.tokens == record.halved_at:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunnel import plan
+from tunnel.answers.forecasts import alarms
 from tunnel.folder import store
 from tunnel.folder.store import Store
 from tunnel.run import Trial
@@ -45,7 +46,8 @@ class Live:
 
     def begin(self, number: int, trial: Trial, flops_per_token: float, measured: int = 0) -> None:
         """A trial starts, `measured` of its tokens already trained by an earlier one."""
-        what = {"what": str(trial.trunk), "phase": "trunk", "tokens": measured, "of": trial.trained, "loss": None}
+        what = {"what": str(trial.trunk), "trunk": trial.trunk.fingerprint, "phase": "trunk", "tokens": measured}
+        what |= {"of": trial.trained, "loss": None}
         unmeasured = (trial.trained - measured) * flops_per_token
         self.running[number] = {**what, "flops_per_token": flops_per_token, "unmeasured": unmeasured}
         self.reused += measured * flops_per_token
@@ -128,6 +130,8 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
         "limits": plan.limits(asked, seconds, cost, spent(proxies)),
         "eta_seconds": eta(planned["stages"], stages, spans, progress if running else None),
         "progress": progress,
+        "alarms": list(alarms(keep).values()),
+        "slices": slices.best(keep.records()) if asked.data.source else [],
         "forgetting": slices.forgetting(keep.records()) if asked.data.then else [],
     }
 

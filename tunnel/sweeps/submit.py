@@ -76,7 +76,7 @@ def submit(
 
 def require_absolute(asked: Study, file: Path) -> None:
     """Raises UserError for data by relative paths: the job runs in a folder of its own."""
-    paths = [*asked.data.paths, *(p for then in asked.data.then for p in then.paths)]
+    paths = [*asked.data.paths, *(p for more in (*asked.data.source, *asked.data.then) for p in more.paths)]
     for path in paths:
         if not os.path.isabs(path):
             rule = "is relative, and the job runs elsewhere: an absolute path on storage that the cluster sees"

@@ -50,14 +50,18 @@ def located(where: str | Path, out: str | Path | None = None, *, small: bool = F
 def require_new(before: Study, asked: Study, keep: Store) -> None:
     """Raises UserError where data would join earlier than readings that were trained without it."""
     added = asked.data.then[len(before.data.then) :]
-    longest = max((r.D for r in keep.records() if not r.stage.startswith("target:")), default=0) if added else 0
-    if added and added[0].at < longest:
+    if added and added[0].at < (from_on := longest(keep)):
         raise UserError(
-            f"joins before the longest reading, which was trained without it: from {longest} on, or try --out",
+            f"joins before the longest reading, which was trained without it: from {from_on} on, or try --out",
             file=keep.root,
             key="data.then.from",
             value=added[0].at,
         )
+
+
+def longest(keep: Store) -> int:
+    """The D of the longest reading of a proxy; 0 before there is one."""
+    return max((r.D for r in keep.records() if not r.stage.startswith("target:")), default=0)
 
 
 def opened(
@@ -138,7 +142,7 @@ def sweep(
         rebuild.mended(keep, [s.name for s in asked.stage])
         corpus = work.corpus()
         if corpus is not None:
-            corpus.hold({r.run.trunk.source for r in keep.records()})
+            corpus.hold(r.run for r in keep.records())
         at = {} if keep.place is None else {"shared": keep.place.url}
         began(keep, address=address, max_concurrent=max_concurrent, **at)
         database.bind(keep.root, asked.storage, asked.storage_password_env, [s.name for s in asked.stage])

@@ -1,7 +1,7 @@
-"""Corpora: documents become tokens once, are kept as raw shards, and are served by memory map in a stateless order.
+"""Corpora: documents become tokens once, are kept as raw shards, and are served by memory map (`training.stream`).
 
 Shards are little-endian uint16 or uint32 with a `meta.json`, as nanoGPT and OLMo-core read them. The held-out split
-goes by the hash of a document's name, so that it stays when the corpus grows. Data may join from a token on.
+goes by the hash of a document's name, so that it stays when the corpus grows.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ import shutil
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tunnel.errors import UserError
-from tunnel.run import Source
-from tunnel.study import Data, Then
+from tunnel.run import RunSpec
+from tunnel.study import Data, Origin, Texts
+from tunnel.training.stream import Corpus, Joins
 
 SEPARATOR = 0  # the byte between documents of the byte tokenizer
 # Folders of the standard library that hold no source: tests, and generated tables and texts. One such file would be
@@ -33,147 +32,64 @@ NOT_SOURCE = {"test", "tests", "idle_test", "site-packages", "__pycache__", "pyd
 Document = tuple[str, str]  # name, text
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Token streams with a stateless order; sequences are `seq_len` inputs with their next tokens.
-
-    `held_out`, and what is measured on it, are the first corpus' own, whatever joined it.
-    """
-
-    train: np.ndarray
-    held_out: np.ndarray
-    bytes_per_token: float
-    hash: str  # of all parts: "first+joined"
-    name: str = ""
-    then: tuple[Joins, ...] = ()  # earliest first
-
-    @property
-    def slices(self) -> dict[str, Corpus]:
-        """The corpora whose held-out loss tells what joining did, by name; none where nothing joined."""
-        found: dict[str, Corpus] = {}
-        for corpus in (self, *(j.corpus for j in self.then)) if self.then else ():
-            same = sum(name.split("#")[0] == corpus.name for name in found)
-            found[f"{corpus.name}#{same + 1}" if same else corpus.name] = corpus
-        return found
-
-    def of(self, source: Source) -> Corpus:
-        """The corpus as a trunk read it; raises UserError where it changed, or data that joined no longer joins.
-
-        A source without a hash takes any corpus.
-        """
-        wanted = {(j.at, j.share, j.source.corpus_hash) for j in source.then}
-        then = tuple(j for j in self.then if (j.at, j.share, j.corpus.hash) in wanted)
-        if len(then) < len(source.then):
-            raise UserError("no longer holds the data that joined an earlier run", key="data.then")
-        first = self.hash.split("+")[0]
-        if source.corpus_hash not in ("", first):
-            more = "put it back as it was, or try --out"
-            raise UserError(f"the corpus changed since the run read it: {more}", key="data.corpus", value=self.name)
-        return replace(self, then=then, hash="+".join([first, *(j.corpus.hash for j in then)]))
-
-    def hold(self, sources: Iterable[Source]) -> None:
-        """Raises UserError where this is not the corpus that was read by runs with these sources."""
-        for source in sources:
-            self.of(source)
-
-    def sequences(self, seed: int, first: int, n: int, seq_len: int) -> np.ndarray:
-        """Sequences first … first + n − 1 of the run's order, each seq_len + 1 tokens (int64).
-
-        Without replacement within an epoch; another epoch is another permutation. The order is a function of the
-        seed and of what was consumed, not of the batch. Where data joined, each corpus goes on in its own order.
-        """
-        if self.then:
-            return self.mixed(seed, first, n, seq_len)
-        windows = (len(self.train) - 1) // seq_len
-        index = np.arange(first, first + n)
-        starts = np.empty(n, dtype=np.int64)
-        for epoch in range(index[0] // windows, index[-1] // windows + 1):
-            here = index // windows == epoch
-            starts[here] = order(seed, epoch, windows)[index[here] % windows]
-        return gather(self.train, starts * seq_len, seq_len)
-
-    def mixed(self, seed: int, first: int, n: int, seq_len: int) -> np.ndarray:
-        """`sequences` where data joined: the last that joined gets its share, evenly spread, the rest what it left."""
-        last, index = self.then[-1], np.arange(first, first + n)
-        share = Fraction(last.share).limit_denominator(10**6)  # whole numbers: the same on every machine
-
-        def taken(i: np.ndarray) -> np.ndarray:
-            return np.maximum(i - last.at // seq_len, 0) * share.numerator // share.denominator
-
-        joined = taken(index + 1) > taken(index)
-        found = np.empty((n, seq_len + 1), dtype=np.int64)
-        own, new = index[~joined] - taken(index[~joined]), taken(index[joined])  # each without a gap
-        if len(own):
-            found[~joined] = replace(self, then=self.then[:-1]).sequences(seed, int(own[0]), len(own), seq_len)
-        if len(new):
-            found[joined] = last.corpus.sequences(seed, int(new[0]), len(new), seq_len)
-        return found
-
-    def evaluation(self, tokens: int, seq_len: int) -> np.ndarray:
-        """Evenly spread held-out sequences, the same for every run (int64)."""
-        windows = (len(self.held_out) - 1) // seq_len
-        n = min(max(tokens // seq_len, 1), windows)
-        return gather(self.held_out, np.arange(n) * windows // n * seq_len, seq_len)
-
-
-@dataclass(frozen=True)
-class Joins:
-    """A corpus that joins from `at` tokens on, as `share` of the sequences from there."""
-
-    at: int
-    share: float
-    corpus: Corpus
-
-
-@lru_cache(maxsize=8)
-def order(seed: int, epoch: int, windows: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(windows)
-
-
-def gather(tokens: np.ndarray, starts: np.ndarray, seq_len: int) -> np.ndarray:
-    return tokens[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64)
-
-
 def cache() -> Path:
     return Path(os.environ.get("TUNNEL_CACHE", "~/.cache/tunnel")).expanduser()
 
 
-def identity(source: Source) -> str:
-    """What names a run's data, as `Corpus.hash` does: "first+joined"."""
-    return "+".join([source.corpus_hash, *(j.source.corpus_hash for j in source.then)])
+def identity(run: RunSpec) -> str:
+    """What names a run's data, as `Corpus.hash` does: "first+joined;name=source of the decay"."""
+    source = run.trunk.source
+    trunk = "+".join([source.corpus_hash, *(j.source.corpus_hash for j in source.then)])
+    return trunk + "".join(f";{m.name}={m.source.corpus_hash}" for m in run.mix)
 
 
-def is_local(data: Data) -> bool:
+def newest(identities: Iterable[str]) -> str:
+    """What names all data that runs of one study read: the trunk's with all that joined, and every decay's.
+
+    >>> newest(["a;x=1", "a+b", "a;y=2"])
+    'a+b;x=1;y=2'
+    """
+    known = sorted({str(i) for i in identities})
+    trunks, mixed = [i.split(";")[0] for i in known], {part for i in known for part in i.split(";")[1:]}
+    return ";".join([max(trunks, key=len, default=""), *sorted(mixed)])
+
+
+def is_local(data: Texts) -> bool:
     """Whether the corpus can be looked at without a network."""
     return data.corpus in ("stdlib", "files")
 
 
 def look(data: Data) -> None:
     """Raises UserError where a local corpus, or one that joins it, is not there."""
-    for part in (data, *(joining(data, t) for t in data.then)):
+    for part in (data, *data.source, *(t for t in data.then if not t.source)):
         if is_local(part):
             files(part)
 
 
 def opened(data: Data, seq_len: int) -> Corpus:
-    """The corpus with what joins it, tokenized once per machine and served by memory map.
+    """The corpus with its sources and what joins it, tokenized once per machine and served by memory map.
 
     Raises UserError where one does not exist, is empty, or is too short for one sequence on either side.
     """
-    first = alone(data, seq_len)
-    then: list[Joins] = []
-    for t in data.then:
-        try:
-            then.append(Joins(t.at, t.share, alone(joining(data, t), seq_len)))
-        except UserError as e:
-            key = (e.key or "corpus").removeprefix("data.")
-            raise UserError(e.rule, file=e.file, key=f"data.then.{key}", value=e.value, choices=e.choices) from None
-    return replace(first, hash="+".join([first.hash, *(j.corpus.hash for j in then)]), then=tuple(then))
+    first = replace(alone(data, seq_len), name=data.first)
+    sources = {s.name: replace(beside(data, s, seq_len, "source"), name=s.name) for s in data.source}
+    then = tuple(
+        Joins(at, share, sources[t.name] if isinstance(t, Origin) else beside(data, t, seq_len, "then"))
+        for at, share, t in data.joins
+    )
+    trunk = "+".join([first.hash, *(j.corpus.hash for j in then)])
+    identity = trunk + "".join(f";{name}={c.hash}" for name, c in sources.items())
+    return replace(first, hash=identity, then=then, sources=tuple(sources.values()))
 
 
-def joining(data: Data, t: Then) -> Data:
-    """What joins, as a corpus of its own: tokenizer, vocabulary and split are the first one's."""
-    return data.model_copy(update={"corpus": t.corpus, "paths": t.paths, "text": t.text, "then": ()})
+def beside(data: Data, texts: Texts, seq_len: int, key: str) -> Corpus:
+    """Another source's corpus: tokenizer, vocabulary and split are the first one's."""
+    its = {"corpus": texts.corpus, "paths": texts.paths, "text": texts.text}
+    try:
+        return alone(data.model_copy(update={**its, "then": (), "source": ()}), seq_len)
+    except UserError as e:
+        inner = (e.key or "corpus").removeprefix("data.")
+        raise UserError(e.rule, file=e.file, key=f"data.{key}.{inner}", value=e.value, choices=e.choices) from None
 
 
 def alone(data: Data, seq_len: int) -> Corpus:
@@ -205,7 +121,7 @@ def corpus_hash(data: Data) -> str:
     return digest.hexdigest()[:16]
 
 
-def files(data: Data) -> list[tuple[str, Path]]:
+def files(data: Texts) -> list[tuple[str, Path]]:
     """The corpus' files by name; raises UserError where there are none."""
     if data.corpus == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])

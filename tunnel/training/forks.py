@@ -25,6 +25,7 @@ from tunnel.schedule import warmup_multiplier
 from tunnel.training.data import Corpus
 
 SAVE_SECONDS = 60.0  # at most this much training is lost to a kill
+SAVE_MOST = 3.0  # seconds of these, that a save may take; where it takes longer, saves are as much rarer  *assumed*
 LOOK_SECONDS = 0.5  # between looks for the file that asks everybody to stop
 SLICE_SECONDS = 2.0  # a slice's least length; a long run reports every 2% of what it has run
 
@@ -86,6 +87,7 @@ def stepwise(
         if recorded is not None:
             yield recorded
             continue
+        work.reading = run.fingerprint
         if work.dead_at is None and not work.left_in_decay(run):
             yield from work.trunk(run.decay_start)
         loss = None
@@ -105,12 +107,12 @@ class Work:
         self.made: Made = made or self.family.grown
         self.name, self.batch = trial.trunk.fingerprint, trial.trunk.settings.batch_tokens
         self.grown: Grown | None = None
-        self.trained = 0  # tokens since the last record
+        self.trained, self.reading = 0, ""  # tokens since the last record, and for whose
         self.started, self.clock = store.now(), time.monotonic()
         self.saved_at = self.sliced_at = self.begun = self.looked_at = self.clock
         self.rolling: tuple[str, int] | None = None  # a checkpoint that is no fork point: whose, and its tokens
         self.dead_at: int | None = None  # tokens at which the trunk diverged
-        self.stopping, self.curve = False, ("", 0)
+        self.stopping, self.curve, self.saving = False, ("", 0), 0.0
 
     def on_trunk(self, at: int) -> Grown:
         """The model on its trunk, where the last fork or an earlier process left it, at most `at` tokens in."""
@@ -128,8 +130,7 @@ class Work:
             self.grown.restore(*kept)
             if kept[1].get("rolling"):
                 self.rolling = (kept[1]["rolling"], self.grown.tokens)
-            mine = {r.decay_start for r in self.trial.runs if self.keep.record(r.fingerprint)}
-            if first and self.grown.tokens not in mine:
+            if first and kept[1].get("reading") == self.reading:  # and not another trial's, that has the same trunk
                 self.trained, self.clock = kept[1].get("trained", 0), self.clock - kept[1].get("seconds", 0.0)
         return self.grown
 
@@ -143,6 +144,7 @@ class Work:
     def trunk(self, until: int) -> Generator[Progress | Step, bool | None, None]:
         """Trains warmup and stable up to a fork point, and keeps the state there."""
         grown = self.on_trunk(until)
+        grown.mix_in((), 0)
         self.curve, warmup = (self.name, grown.tokens), self.trial.trunk.settings.warmup
         while grown.tokens < until and self.dead_at is None:
             if not (yield Step(grown, warmup_multiplier(grown.tokens, self.batch, warmup))):
@@ -164,6 +166,7 @@ class Work:
         grown = self.grown
         assert grown is not None
         assert run.decay_start <= grown.tokens
+        grown.mix_in(run.mix, run.decay_start)
         grown.rows.clear()
         self.curve, alive = (run.fingerprint, grown.tokens if grown.tokens > run.decay_start else 0), True
         while alive and grown.tokens < run.tokens:
@@ -182,7 +185,7 @@ class Work:
         """Writes and returns the record of a run."""
         trunk, s = run.trunk, run.trunk.settings
         n = self.family.count(trunk.shape, trunk.body)
-        bytes_per_token = self.corpus.bytes_per_token if self.corpus is not None else 1.0
+        bytes_per_token = self.corpus.bytes_per(trunk.source) if self.corpus is not None else 1.0
         clock = time.monotonic()
         record = Record(
             fingerprint_of=run.fingerprint,
@@ -199,7 +202,7 @@ class Work:
             tokens_trained=self.trained,
             diverged_at=(self.dead_at or self.grown.tokens) if loss is None and self.grown is not None else None,
             tau=s.batch_tokens / (s.lr * s.weight_decay * run.tokens) if s.weight_decay else None,
-            slices={} if loss is None or self.grown is None else self.grown.slices(self.pause),
+            slices={} if loss is None or self.grown is None else self.grown.slices(),
             final={} if loss is None or self.grown is None else digests(*self.grown.state()),
             stability=None if loss is None or self.grown is None else self.grown.stability(),
             started=self.started,
@@ -222,7 +225,7 @@ class Work:
         if clock - self.looked_at > LOOK_SECONDS:
             self.looked_at = clock
             self.stopping = self.keep.stopping()
-        return self.stopping or clock - self.saved_at > SAVE_SECONDS
+        return self.stopping or clock - self.saved_at > SAVE_SECONDS * max(1.0, self.saving / SAVE_MOST)
 
     def pause(self) -> None:
         """Between two parts of an evaluation, which may be long: what was trained before it must not be lost."""
@@ -245,14 +248,15 @@ class Work:
     def save(self, name: str, rolling: bool = False) -> None:
         assert self.grown is not None
         arrays, meta = self.grown.state()
-        spent = {"trained": self.trained, "seconds": time.monotonic() - self.clock, "rolling": name if rolling else ""}
-        self.keep.save_state(name, self.grown.tokens, arrays, {**meta, **spent})
+        spent = {"trained": self.trained, "seconds": time.monotonic() - self.clock, "reading": self.reading}
+        self.keep.save_state(name, self.grown.tokens, arrays, {**meta, **spent, "rolling": name if rolling else ""})
 
     def roll(self, name: str) -> None:
         """Keeps the state between fork points, and only the last one of these. Raises Stopped where that is asked."""
         assert self.grown is not None
-        here = (name, self.grown.tokens)
+        here, clock = (name, self.grown.tokens), time.monotonic()
         self.save(name, rolling=True)
+        self.saving = time.monotonic() - clock
         self.draw()
         if self.rolling != here:
             self.drop_rolling()

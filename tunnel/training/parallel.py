@@ -1,116 +1,165 @@
-"""One model over several processes: each trains its part of every batch, and their gradients are averaged (DDP).
+"""One model over several processes: each trains its part of every batch, and their gradients are averaged.
 
 The first process leads: it runs the trial as ever (`tunnel.training.forks`), and what it asks of its model it asks of
-all. So the others know neither trunks nor folders; where the leader goes on from a checkpoint, they are given its
-state. The global batch is that of the spec, however many take part; losses are those of one process but for the
-rounding of a sum in another order (tests/test_parallel.py holds it to 1e-5 of the loss).
+all. So the others know neither trunks nor folders; where the leader goes on from a checkpoint, it reads that aloud.
+The global batch is that of the spec, however many take part; a step's loss is that of one process but for the rounding
+of a sum in another order: within 1e-5 of it in fp32, 1e-2 in bf16 (tests/test_parallel.py). Training amplifies what
+differs in the last bit, so that finished models differ as two seeds do (studies/LOG.md).
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, cast
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
 
 from tunnel import families
-from tunnel.errors import UserError
 from tunnel.families import Arrays, Grown
-from tunnel.run import TrunkSpec
-from tunnel.training.data import Corpus
-from tunnel.training.train import Trained
+from tunnel.folder import checkpoint
+from tunnel.run import Mixed, Stability, TrunkSpec
+from tunnel.training import memory
+from tunnel.training.members import Member, Replica, Shard
+from tunnel.training.stream import Corpus
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+@dataclass(frozen=True)
+class Means:
+    """How the processes hold one model; the losses are the same but for rounding."""
+
+    shard: Literal["auto", "none", "full"] = "auto"  # auto: where weights, gradients and moments do not fit one device
+    recompute: bool = False  # activations, in the backward pass
+    halved: bool = False  # half the micro-batch at a time, from the first step on: the whole was too much
 
 
-class Member(Trained):
-    """A process's replica of the model, and its part of every batch. Needs an initialised process group."""
+class Held(checkpoint.Parts):
+    """The state of a sharded model, as its leader sees it."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.rank, self.world = distributed.get_rank(), distributed.get_world_size()
-        where = [self.device] if self.device.type == "cuda" else None
-        self.forward = self.parallel = DistributedDataParallel(self.model, device_ids=where)
+    def __init__(self, own: Shard) -> None:
+        self.own, self.names = own, list(own.tensors())
 
-    def halve(self) -> bool:
-        """Never: the others would wait for a process that tries again."""
-        return False
+    def __getitem__(self, name: str) -> np.ndarray:
+        tell("gather", name)
+        return self.own.gather(name).cpu().numpy()
 
-    def batch(self) -> torch.Tensor:
-        """This process's sequences of the next step, each of seq_len + 1 tokens."""
-        t, n = self.trunk.body.seq_len, self.sequences
-        low, high = (n * i // self.world for i in (self.rank, self.rank + 1))
-        part = self.corpus.sequences(self.trunk.seed, self.tokens // t + low, high - low, t)
-        return torch.from_numpy(part).to(self.device)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
 
-    @property
-    def sequences(self) -> int:
-        """Of the global batch."""
-        return self.trunk.settings.batch_tokens // self.trunk.body.seq_len
+    def __len__(self) -> int:
+        return len(self.names)
 
-    def backward(self, batch: torch.Tensor) -> torch.Tensor:
-        """The global batch's loss; its gradients, averaged over the processes, are left in the parameters."""
-        loss, bf16 = torch.zeros((), device=self.device), self.trunk.settings.precision == "bf16"
-        parts = batch.split(self.at_a_time)
-        for i, part in enumerate(parts):
-            with nullcontext() if i == len(parts) - 1 else self.parallel.no_sync():
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                    part_loss = self.loss(part) * (len(part) * self.world / self.sequences)
-                part_loss.backward()
-            loss += part_loss.detach()
-        distributed.all_reduce(loss)
-        return loss / self.world
+    def put(self, where: checkpoint.Where) -> dict[str, str]:
+        tell("put", where)
+        written = self.own.put(where)
+        for _, _, wrong in written:
+            if wrong is not None:
+                raise wrong
+        return {file: found for file, found, _ in written}
 
-    @torch.no_grad()
-    def share(self) -> None:
-        """Gives every process the leader's state."""
-        meta = [(self.tokens, self.smoothed.cpu(), self.tally.cpu(), len(self.optimizer.state))]
-        distributed.broadcast_object_list(meta)
-        self.tokens, smoothed, tally, begun = meta[0]
-        self.smoothed, self.tally = smoothed.to(self.device), tally.to(self.device)
-        for p in self.parameters:
-            distributed.broadcast(p.data, 0)
-            if not begun:
-                self.optimizer.state.pop(p, None)
-                continue
-            kept = self.optimizer.state[p]
-            for name in MOMENTS:
-                if name not in kept:
-                    kept[name] = torch.zeros((), device=self.device) if name == "step" else torch.zeros_like(p)
-                distributed.broadcast(kept[name], 0)
+
+class Aloud(Mapping[str, np.ndarray]):
+    """A state that the leader has (`arrays`), and all read: each tensor when it is asked for, in the same order."""
+
+    def __init__(self, names: list[str], device: torch.device, arrays: Arrays | None = None) -> None:
+        self.names, self.device, self.arrays = dict.fromkeys(names), device, arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        value = None if self.arrays is None else np.array(self.arrays[name])
+        about = [None if value is None else (value.shape, value.dtype.str)]
+        distributed.broadcast_object_list(about, device=self.device)
+        if value is None:
+            value = np.empty(*cast(Any, about[0]))
+        tensor = torch.from_numpy(value).to(self.device)
+        distributed.broadcast(tensor, 0)
+        return tensor.cpu().numpy()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 class Leader:
-    """The leader's replica as a `families.Grown`: a step, and a state that is restored, are those of all processes."""
+    """A model as a `families.Grown`: what is asked of it is asked of all processes.
 
-    def __init__(self, own: Member) -> None:
-        self.own = own
+    Between the parts of an evaluation there is no pause: the others are in the middle of it, too.
+    """
+
+    def __init__(self, own: Member, halved: bool) -> None:
+        self.own, self.halved = own, halved
 
     def step(self, multiplier: float) -> bool:
-        tell("step", multiplier)
-        return self.own.step(multiplier)
+        if self.halved and self.own.halved_at is None and not self.asked("halve"):
+            raise memory.OutOfMemory(memory.line(self.own.trunk, workers=self.own.world))
+        return bool(self.asked("step", multiplier))
+
+    def evaluate(self, pause: Callable[[], None] = lambda: None) -> float:
+        pause()
+        return float(self.asked("evaluate"))
+
+    def mix_in(self, mix: tuple[Mixed, ...], at: int) -> None:
+        self.asked("mix_in", mix, at)
+
+    def stability(self) -> Stability:
+        return cast(Stability, self.asked("stability"))
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        return (Held(self.own), self.own.cursor()) if isinstance(self.own, Shard) else self.own.state()
 
     def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
-        self.own.restore(arrays, meta)
-        tell("share")
-        self.own.share()
+        tell("restore", list(arrays), meta)
+        self.own.restore(Aloud(list(arrays), self.own.device, arrays), meta)
+
+    def asked(self, what: str, *given: Any) -> Any:
+        tell(what, *given)
+        return getattr(self.own, what)(*given)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.own, name)
 
 
-def lead(trunk: TrunkSpec, corpus: Corpus | None) -> Grown:
+def lead(trunk: TrunkSpec, corpus: Corpus | None, means: Means = Means()) -> Grown:
     """The model of a trunk at 0 tokens, in all processes."""
-    require_divisible(trunk, distributed.get_world_size())
-    tell("made", trunk.model_dump_json())
-    return cast(Grown, Leader(families.load(trunk.family).grown(trunk, corpus, Member)))
+    sharded = shards(trunk, means)
+    tell("made", trunk.model_dump_json(), sharded, means.recompute)
+    return cast(Grown, Leader(made(trunk, corpus, sharded, means.recompute), means.halved))
+
+
+def shards(trunk: TrunkSpec, means: Means) -> bool:
+    """Whether each process holds rows: replicas that do not fit are of no use."""
+    return means.shard == "full" or (means.shard == "auto" and memory.state(trunk) > memory.ROOM * room())
+
+
+def made(trunk: TrunkSpec, corpus: Corpus | None, sharded: bool, recompute: bool) -> Member:
+    kind = partial(Shard if sharded else Replica, recompute=recompute)
+    return cast(Member, families.load(trunk.family).grown(trunk, corpus, kind))
+
+
+def use(device: torch.device) -> None:
+    """For this process: all of a node's see all of its GPUs."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def room() -> int:
+    """Bytes of this process's device: a GPU, or its share of the host's memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.get_world_size()))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // processes
 
 
 def follow(corpus: Corpus | None) -> None:
     """Does what the leader asks, until it ends."""
-    own: Member | None = None
+    own: Any = None
     while True:
         heard: list[Any] = [None]
         distributed.broadcast_object_list(heard)
@@ -118,8 +167,11 @@ def follow(corpus: Corpus | None) -> None:
         if what == "end":
             return
         if what == "made":
-            trunk = TrunkSpec.model_validate_json(given[0])
-            own = families.load(trunk.family).grown(trunk, corpus, Member)
+            trunk, *how = given
+            own = made(TrunkSpec.model_validate_json(trunk), corpus, *how)
+        elif what == "restore":
+            names, meta = given
+            own.restore(Aloud(names, own.device), meta)
         else:
             getattr(own, what)(*given)
 
@@ -131,12 +183,3 @@ def end() -> None:
 
 def tell(*what: Any) -> None:
     distributed.broadcast_object_list([what])
-
-
-def require_divisible(trunk: TrunkSpec, workers: int) -> None:
-    """Raises UserError where a trunk cannot be trained by so many processes."""
-    sequences = trunk.settings.batch_tokens // trunk.body.seq_len
-    if workers > sequences:
-        raise UserError(f"is more than the {sequences} sequences of a batch", key="--workers", value=workers)
-    if trunk.settings.dropout and workers > 1:
-        raise UserError("needs dropout 0: a follower's random state is not kept", key="--workers", value=workers)

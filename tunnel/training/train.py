@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from tunnel import transfer
 from tunnel.families import Arrays
-from tunnel.run import Stability, TrunkSpec
-from tunnel.training.data import Corpus
+from tunnel.run import Mixed, Stability, TrunkSpec
 from tunnel.training.memory import fitted
+from tunnel.training.stream import Corpus
 
 CHECK_EVERY = 10  # steps between looks for divergence: a look waits for the device
 HOPELESS = 2.0  # × log(vocab), the loss of a uniform guess: above it, after warmup, a run has diverged  *assumed*
@@ -31,6 +31,7 @@ SPIKE = 5.0  # running standard deviations that a step's loss must stand out by 
 SETTLED = 20  # steps before a spike can be told from the first fall  *assumed*
 TINY = 1e-30  # a parameter that never had a gradient must not divide by zero
 KEPT = {-1: 512 * 2**20, -3: 32 * 2**20}  # bytes, of M_TRIM_THRESHOLD and M_MMAP_THRESHOLD: malloc.h; the latter's most
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 WATCHED = 8  # held-out sequences on which attention and logits are watched
 
 
@@ -48,13 +49,15 @@ class Trained:
         s = trunk.settings
         self.trunk, self.corpus, self.tokens = trunk, corpus, 0
         self.halved_at: int | None = None
+        self.known: dict[str, float] = {}  # held-out losses, by source
         self.rows: list[tuple[int, float, float, float]] = []
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         torch.manual_seed(trunk.seed)
-        self.model = build().to(self.device)
+        self.model = self.placed(build())
         self.forward: torch.nn.Module = self.model  # what a training loss goes through
         self.groups = grouped(self.model, roles, trunk)
-        initialise(self.groups, trunk)
+        initialise(self.groups, trunk, self.fill)
         self.optimizer = torch.optim.AdamW(
             [{k: g[k] for k in ("params", "lr", "weight_decay", "eps")} for g in self.groups],
             betas=(s.beta1, s.beta2),
@@ -64,6 +67,15 @@ class Trained:
         self.smoothed = torch.zeros((), device=self.device)
         self.tally = torch.zeros(3, device=self.device)  # variance about `smoothed`, clipped steps, spikes
         self.hopeless = HOPELESS * math.log(trunk.body.vocab)
+
+    def placed(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model, on the device."""
+        return model.to(self.device)
+
+    @torch.no_grad()
+    def fill(self, p: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+        """Gives a parameter, or a moment of it, its values."""
+        return p.copy_(whole)
 
     @property
     def steps(self) -> int:
@@ -87,8 +99,12 @@ class Trained:
     @property
     def at_a_time(self) -> int:
         """Sequences that go through the model at a time."""
-        n = self.trunk.settings.micro_batch_tokens // self.trunk.body.seq_len
-        return n if self.halved_at is None else -(-n // 2)
+        return self.most if self.halved_at is None else -(-self.most // 2)
+
+    @property
+    def most(self) -> int:
+        """Sequences that should, where memory has room for them."""
+        return self.trunk.settings.micro_batch_tokens // self.trunk.body.seq_len
 
     def halve(self) -> bool:
         """From this step on half as many sequences go through the model at a time; False where that is no help.
@@ -112,7 +128,7 @@ class Trained:
 
     def update(self, loss: torch.Tensor, multiplier: float) -> bool:
         """The second half of a step, after the gradients of `loss`."""
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.trunk.settings.clip)
+        norm = self.clip()
         for group, own in zip(self.optimizer.param_groups, self.groups, strict=True):
             group["lr"] = own["lr"] * multiplier
         self.optimizer.step()
@@ -120,6 +136,10 @@ class Trained:
         self.tokens += self.trunk.settings.batch_tokens
         self.note(loss, norm)
         return self.look(loss, norm, multiplier) if self.steps % CHECK_EVERY == 0 else True
+
+    def clip(self) -> torch.Tensor:
+        """Clips the gradient; its norm before."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.trunk.settings.clip)
 
     def note(self, loss: torch.Tensor, norm: torch.Tensor) -> None:
         """Running statistics, on the device: nothing waits for them."""
@@ -144,12 +164,18 @@ class Trained:
 
     def evaluate(self, pause: Callable[[], None] = lambda: None) -> float:
         """Held-out loss in nats per token; inf where it is hopeless: a short run ends between two looks."""
-        loss = self.held_out(self.corpus, pause)
+        self.known = {name: self.held_out(corpus, pause) for name, corpus in self.corpus.slices.items()}
+        weights = self.trunk.source.loss or ((next(iter(self.known), ""), 1.0),)
+        loss = sum(w * self.known[k] for k, w in weights) if self.known else self.held_out(self.corpus, pause)
         return loss if loss <= self.hopeless else math.inf
 
-    def slices(self, pause: Callable[[], None] = lambda: None) -> dict[str, float]:
-        """Held-out loss by corpus, where data joined the first: what the model learns, and what it forgets."""
-        return {name: self.held_out(corpus, pause) for name, corpus in self.corpus.slices.items()}
+    def slices(self) -> dict[str, float]:
+        """The last evaluation by source, where there are several: what the model learns, and what it forgets."""
+        return self.known
+
+    def mix_in(self, mix: tuple[Mixed, ...], at: int) -> None:
+        """From `at` tokens on, where its decay starts, it reads these sources too; without any it reads as a trunk."""
+        self.corpus = self.corpus.during(mix, at)
 
     @torch.no_grad()
     def held_out(self, corpus: Corpus, pause: Callable[[], None]) -> float:
@@ -197,36 +223,46 @@ class Trained:
             n = kept["step"].item()
             scale = (kept["exp_avg_sq"] / (1 - s.beta2**n)).sqrt()
             step = kept["exp_avg"] / (1 - s.beta1**n) / (scale + group["eps"])
-            sums += torch.stack([x.double().square().sum().cpu() for x in (step, p, scale)])
+            sums += torch.stack([self.square(x).cpu() for x in (step, p, scale)])
             count += p.numel()
         return tuple((sums / count).sqrt().clamp(min=TINY).tolist())
 
-    def state(self) -> tuple[Arrays, dict[str, Any]]:
-        arrays = {f"model.{k}": v.detach().cpu().numpy() for k, v in self.model.named_parameters()}
-        for name, p in self.model.named_parameters():
-            for k, v in self.optimizer.state.get(p, {}).items():
-                arrays[f"adam.{k}.{name}"] = v.detach().cpu().numpy()
-        arrays["rng"] = torch.get_rng_state().numpy()
-        arrays["smoothed"], arrays["tally"] = self.smoothed.cpu().numpy(), self.tally.cpu().numpy()
-        if self.device.type == "cuda":
-            arrays["rng_cuda"] = torch.cuda.get_rng_state().numpy()
-        return arrays, {"tokens": self.tokens} | ({} if self.halved_at is None else {"halved_at": self.halved_at})
+    def square(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum of squares, in double precision."""
+        return x.double().square().sum()
 
-    @torch.no_grad()
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Every tensor that the next step depends on, by name; no copies."""
+        found = {f"model.{k}": v.detach() for k, v in self.model.named_parameters()}
+        for name, p in self.model.named_parameters():
+            found |= {f"adam.{k}.{name}": v.detach() for k, v in self.optimizer.state.get(p, {}).items()}
+        cuda = {"rng_cuda": torch.cuda.get_rng_state()} if self.device.type == "cuda" else {}
+        return {**found, "rng": torch.get_rng_state(), "smoothed": self.smoothed, "tally": self.tally, **cuda}
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        return {k: v.cpu().numpy() for k, v in self.tensors().items()}, self.cursor()
+
+    def cursor(self) -> dict[str, Any]:
+        """What of the state is no tensor."""
+        return {"tokens": self.tokens} | ({} if self.halved_at is None else {"halved_at": self.halved_at})
+
     def restore(self, arrays: Arrays, meta: dict[str, Any]) -> None:
+        def read(name: str) -> torch.Tensor:
+            return torch.from_numpy(np.array(arrays[name]))
+
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer.state.clear()
         for name, p in self.model.named_parameters():
-            p.copy_(torch.from_numpy(np.array(arrays[f"model.{name}"])))
-            kept = {k: arrays.get(f"adam.{k}.{name}") for k in ("step", "exp_avg", "exp_avg_sq")}
-            if kept["step"] is not None:
-                self.optimizer.state[p] = {k: torch.from_numpy(np.array(v)).to(self.device) for k, v in kept.items()}
-        torch.set_rng_state(torch.from_numpy(np.array(arrays["rng"])))
+            self.fill(p, read(f"model.{name}"))
+            if f"adam.step.{name}" in arrays:
+                moments = {k: self.fill(torch.empty_like(p), read(f"adam.{k}.{name}")) for k in MOMENTS}
+                self.optimizer.state[p] = {"step": read(f"adam.step.{name}").to(self.device), **moments}
+        torch.set_rng_state(read("rng"))
         if self.device.type == "cuda" and "rng_cuda" in arrays:
-            torch.cuda.set_rng_state(torch.from_numpy(np.array(arrays["rng_cuda"])))
+            torch.cuda.set_rng_state(read("rng_cuda"))
         for name in ("smoothed", "tally"):  # a checkpoint of 0.1 has no tally
             if name in arrays:
-                setattr(self, name, torch.from_numpy(np.array(arrays[name])).to(self.device))
+                setattr(self, name, read(name).to(self.device))
         self.tokens, self.halved_at = meta["tokens"], meta.get("halved_at")
         self.rows = []
 
@@ -273,13 +309,14 @@ def grouped(model: torch.nn.Module, roles: dict[str, transfer.Role], trunk: Trun
     return [g for g in groups if g["params"]]
 
 
-@torch.no_grad()
-def initialise(groups: list[dict[str, Any]], trunk: TrunkSpec) -> None:
+def initialise(
+    groups: list[dict[str, Any]],
+    trunk: TrunkSpec,
+    fill: Callable[[torch.Tensor, torch.Tensor], object] = lambda p, whole: p.data.copy_(whole),
+) -> None:
     """Normal with the role's std; norm gains 1. Drawn on the CPU, so that a seed means the same everywhere."""
     generator = torch.Generator().manual_seed(trunk.seed)
     for group in groups:
         for p in group["params"]:
-            if group["role"] == "vector":
-                p.fill_(1.0)
-            else:
-                p.copy_(torch.randn(p.shape, generator=generator) * group["init_std"])
+            drawn = group["role"] != "vector"
+            fill(p, torch.randn(p.shape, generator=generator) * group["init_std"] if drawn else torch.ones(p.shape))

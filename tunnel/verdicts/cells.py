@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tunnel.valleys import drift, stability
+from tunnel.valleys import drift, mixes, stability
 from tunnel.valleys.drift import Cell, Valley
 
 AXES = {"width": "width", "depth": "depth", "D": "D", "B": "batch_tokens"}  # their names in answers, and in readings
@@ -24,7 +24,10 @@ Floors = Mapping[tuple[float, ...], stability.Floor]  # by (width, depth, D, B)
 
 
 def comparable(rows: pd.DataFrame) -> pd.DataFrame:
-    """Readings in which lengths that rounding to whole batches set apart are one."""
+    """Readings in which lengths that rounding to whole batches set apart are one; a decay's data is of its shape."""
+    shares = mixes.columns(rows)
+    if shares:
+        rows = rows.assign(decay_shape=rows[["decay_shape", *shares]].astype(str).agg(" ".join, axis=1))
     batch = float(rows.batch_tokens.max())
     slack = {"D": batch, "warmup": batch, "decay": batch / float(rows.D.min())}
     return rows.assign(**{k: alike(rows[k].to_numpy(float), s) for k, s in slack.items()})

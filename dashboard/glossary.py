@@ -1,0 +1,56 @@
+"""The words of these pages, one sentence each: those of the design, and no others."""
+
+from __future__ import annotations
+
+WORDS: dict[str, dict[str, str]] = {
+    "What is asked": {
+        "study": "The whole question: one file that says what to try, on which data, for which target.",
+        "stage": "One sweep of a study: a search, a ladder, or readings for a verdict.",
+        "trial": "One candidate at one seed: one trunk with its forks.",
+        "candidate": "A set of values that a sampler proposes, or a stage lists.",
+        "family": "The kind of model, such as gpt.",
+        "shape": "A model's width × depth, such as 64×4: 64 channels, 4 layers.",
+        "proxy": "A small model that is trained to learn something about the target.",
+        "target": "The big model that the study is about; it is forecast before it is trained.",
+    },
+    "What is trained": {
+        "spec": "Everything that makes a run what it is; its hash, the fingerprint, is the run's identity.",
+        "run": "One trained model: a trunk up to a point, and a decay from there.",
+        "record": "What was measured of a run: one file, written once.",
+        "trunk": "A training at constant learning rate after its warmup; it has no length of its own.",
+        "fork": "A decay that leaves a trunk and ends in a finished model.",
+        "fan": "Trunks of one shape at several learning rates.",
+        "rung": "The length at which models are compared: a reading's D.",
+        "reading": "A finished model's measurement: N, D, C and its loss on held-out text.",
+        "warmup, stable, decay": "The three phases of a run: the learning rate rises, stays, and falls to its end.",
+    },
+    "How it is measured": {
+        "N": "Parameters without the embedding.",
+        "D": "Tokens that a model was trained on.",
+        "C": "Training compute, 6·N·D, in FLOPs.",
+        "lr": "The peak learning rate, per step; at the base shape, from which a rule derives every layer's.",
+        "multiplier": "The part of the peak learning rate at a step, between 0 and 1.",
+        "loss": "Nats per token on held-out text; less is better.",
+        "bpb": "Bits per byte: the loss per byte of text, which does not depend on the tokenizer.",
+        "octave": "A factor of two.",
+        "decade": "A factor of ten.",
+        "noise": "How far the loss scatters when only the seed changes: one standard deviation.",
+    },
+    "What is concluded": {
+        "valley": "Loss against a setting; its lowest point is the best value.",
+        "role": "What a tensor does in the model: embedding, hidden matrix, vector.",
+        "rule": "How settings at the base shape become those of any shape, role by role.",
+        "transfers": "A setting does, where the small models' best value serves the big ones as well as their own.",
+        "penalty": "What a larger size loses by the smaller one's best value instead of its own.",
+        "drift": "How far a best value moves, in octaves per tenfold size.",
+        "verdict": "Whether a setting transfers, drifts by a law, does not transfer, or cannot be told.",
+        "law": "A formula for the loss, such as E + A/N^α + B/D^β.",
+        "fit": "A law with the parameters that suit the readings, and its status.",
+        "interval": "Where a value should lie, nine times out of ten.",
+        "hold-out": "A reading that is left out of a fit, and then forecast by it.",
+        "recommendation": "The target's settings, each with interval and evidence, and the forecast.",
+        "forecast": "The target's loss, written down and hashed before the target is trained.",
+        "caution": "What makes a recommendation less sure, with what to run about it.",
+        "export": "The recommendation as the config of a trainer.",
+    },
+}
