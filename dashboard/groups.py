@@ -30,7 +30,7 @@ def of(rows: pd.DataFrame, stage: Stage, decays: bool = True) -> dict[str, pd.Da
 
 def apart(rows: pd.DataFrame, stage: Stage, decays: bool) -> list[str]:
     """The columns in which a stage's readings differ by its own word."""
-    names = [] if stage.kind == "search" else ["rules", "batch_tokens", *stage.axes]
+    names = [] if stage.searches else ["rules", "batch_tokens", *stage.axes]
     names += ["decay", "decay_shape", "half_life"] if stage.decays and decays else []
     return [n for n in dict.fromkeys(names) if n in rows and rows[n].nunique() > 1]
 

@@ -52,13 +52,25 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class Mixture(Value):
+    """Experts in place of a block's one feed-forward network."""
+
+    experts: int
+    top_k: int  # experts that a token goes through
+    granularity: int = 1  # an expert's inner width is 1/granularity of the dense network's
+
+
 class Shape(Value):
     width: int
     depth: int
     kv_heads: int | None = None  # None: as many as there are heads
+    mixture: Mixture | None = None  # None: dense
+
+    LATER = frozenset({"mixture"})
 
     def __str__(self) -> str:
-        return f"{self.width}×{self.depth}"
+        m = self.mixture
+        return f"{self.width}×{self.depth}" + (f" {m.top_k} of {m.experts}" if m is not None else "")
 
 
 class Body(Value):
@@ -131,9 +143,22 @@ class TrunkSpec(Value):
     settings: Settings
     source: Source
     seed: int
+    start: RunSpec | None = None  # the run whose weights it begins with: a finished one, or a stable trunk
+
+    LATER = frozenset({"start"})
 
     def __str__(self) -> str:
         return f"{self.shape} lr {self.settings.lr:.3g}"
+
+    @property
+    def begun(self) -> int:
+        """Tokens at which its own training begins: it goes on from a stable trunk, and begins anew after a decay."""
+        return self.start.tokens if self.start is not None and not self.start.decay_tokens else 0
+
+    @property
+    def needs(self) -> dict[str, RunSpec]:
+        """The runs that must be there before its first step, by what for."""
+        return {} if self.start is None else {"start": self.start}
 
     def until(self, tokens: int) -> TrunkSpec:
         """The spec of what shaped this trunk's first `tokens` tokens: data that joins later is left out.
@@ -147,6 +172,8 @@ class TrunkSpec(Value):
 
 
 class RunSpec(Value):
+    """A trunk with a decay; without one (`decay_tokens` 0) the trunk as it is at `decay_start`."""
+
     trunk: TrunkSpec
     decay_start: int
     decay_tokens: int
@@ -161,6 +188,11 @@ class RunSpec(Value):
     def tokens(self) -> int:
         """The reading's D."""
         return self.decay_start + self.decay_tokens
+
+    @property
+    def state(self) -> str:
+        """What its last state lies under in trunks/."""
+        return self.fingerprint if self.decay_tokens else self.trunk.until(self.tokens).fingerprint
 
     def multiplier(self, tokens: int) -> float:
         """The lr's multiplier for the step that starts after `tokens` tokens."""
@@ -199,12 +231,12 @@ class Trial(BaseModel):
     @property
     def trained(self) -> int:
         """Tokens that the trunk and its forks take."""
-        return max(r.decay_start for r in self.runs) + sum(r.decay_tokens for r in self.runs)
+        return max(r.decay_start for r in self.runs) - self.trunk.begun + sum(r.decay_tokens for r in self.runs)
 
     @property
     def from_scratch(self) -> int:
         """Tokens that the same readings would take without a shared trunk."""
-        return sum(r.tokens for r in self.runs)
+        return sum(r.tokens - r.trunk.begun for r in self.runs)
 
 
 class Stability(Value):

@@ -149,7 +149,7 @@ def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
     if "flops" in stage.axes:
         return on_front(stage, searched(of_stage(readings, stage.name), stage))
     frame = searched(last_rung(of_stage(readings, stage.name)), stage)
-    if stage.kind != "search":
+    if not stage.searches:
         frame = frame[frame.N.max() == frame.N] if len(frame) else frame
     numeric, kinds = axes_of(stage, frame)
     if not len(frame) or not (numeric or kinds):

@@ -54,7 +54,11 @@ COLUMNS = {
 
 
 def cards(status: dict[str, Any], book: Ledger, seen: load.Opened) -> None:
-    of, currency, tried = status["of_target"], status["currency"], book.attempts[book.attempts.state != IDLE]
+    of, currency, tried = (
+        status["of_target"] or {"cost": None, "flops": None},
+        status["currency"],
+        book.attempts[book.attempts.state != IDLE],
+    )
     price = seen.asked.price if seen.asked else None
     at = f"At {money(price.cost(3600), currency)} per hour of one {show.plain(price.device)}." if price else None
     names = sorted(set(seen.readings.host.astype(str)))

@@ -30,7 +30,7 @@ def controls(seen: load.Opened, stages: list[str]) -> tuple[str, str, str]:
     """Stage, rung and colour, as the address has them."""
     left, middle, right = st.columns([2, 3, 2])
     begun = [s for s in dict.fromkeys(seen.complete.stage) if s in stages]
-    searches = [s.name for s in (seen.asked.stage if seen.asked else ()) if s.kind == "search" and s.name in begun]
+    searches = [s.name for s in (seen.asked.stage if seen.asked else ()) if s.searches and s.name in begun]
     first = stages.index((searches or begun or stages)[-1])
     stage = left.selectbox("Stage", stages, index=first, key="space", bind="query-params")
     rungs = [short(d) for d in sorted(load.of_stage(seen, stage).D.unique())]

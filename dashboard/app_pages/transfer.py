@@ -93,7 +93,7 @@ def along(seen: load.Opened, told: Judged, setting: str) -> None:
 def fans(seen: load.Opened) -> None:
     """Loss against lr of a listed stage, with the joint fit of all its valleys where it is the ladder's."""
     begun = set(seen.complete.stage)
-    stages = {s.name: s for s in (seen.asked.stage if seen.asked else ()) if s.kind != "search" and s.name in begun}
+    stages = {s.name: s for s in (seen.asked.stage if seen.asked else ()) if not s.searches and s.name in begun}
     if not stages:
         return
     st.subheader("Fans: loss against lr, per shape")

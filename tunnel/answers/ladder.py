@@ -46,6 +46,8 @@ def stage_of(asked: Study) -> Stage:
 
 def target_named(asked: Study, name: str | None) -> Target:
     found = [t for t in asked.target if name in (None, t.name)]
+    if not asked.target:
+        raise UserError("has no [[target]], so there is nothing to forecast; `tunnel compare` shows what it found")
     if not found:
         raise UserError(
             "is no target of this study", key="--target", value=name, choices=[t.name for t in asked.target]

@@ -42,7 +42,7 @@ class Rolling:
     """A stage's rolling forecasts; searches are read, and not forecast. `status` says why there are none (any more)."""
 
     def __init__(self, keep: Store, stage: Stage) -> None:
-        self.keep, self.status = keep, "" if stage.kind != "search" else "a search's candidates are not forecast"
+        self.keep, self.status = keep, "" if not stage.searches else "a search's candidates are not forecast"
         self.rows: dict[str, Row] = {}
         self.told: dict[str, dict[str, Any]] = {}  # registered, by run
         if not self.status:

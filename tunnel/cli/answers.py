@@ -71,6 +71,19 @@ def renames(text: str) -> dict[str, str]:
 
 
 @app.command()
+def compare(folder: StudyPath, out: Out = None, as_json: Json = False) -> None:
+    """What a study's bodies show side by side: depths, retention by task, experts against dense.
+
+    Example: tunnel compare runs/narrow_deep
+    """
+    from tunnel import show
+    from tunnel.answers import comparisons
+    from tunnel.sweeps import sweep as sweeping
+
+    say(comparisons.compared(*sweeping.located(folder, out)), as_json, show.comparison)
+
+
+@app.command()
 def verdict(
     folder: StudyPath,
     out: Out = None,

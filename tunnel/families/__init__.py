@@ -18,9 +18,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from tunnel.errors import UserError
-from tunnel.run import Mixed, Stability
+from tunnel.run import Mixed, RunSpec, Stability
 
 Arrays = Mapping[str, np.ndarray]
+State = tuple[Arrays, dict[str, Any]]
 
 
 class Grown(Protocol):
@@ -29,6 +30,9 @@ class Grown(Protocol):
     tokens: int
     rows: list[tuple[int, float, float, float]]  # tokens, training loss, lr multiplier, gradient norm
     halved_at: int | None  # tokens from which a pass took half of the spec's micro-batch, for want of memory
+
+    def begin(self, others: Mapping[str, State]) -> None:
+        """Before its first step: takes what its trunk `needs` of other runs, by what for; also before a `restore`."""
 
     def step(self, multiplier: float) -> bool:
         """Trains one batch; False where the run has diverged."""
@@ -61,3 +65,17 @@ def load(name: str) -> Any:
     if name not in names():
         raise UserError("is not a family", key="family", value=name, choices=names())
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def flops(run: RunSpec) -> float:
+    """Full FLOPs of a reading from scratch; what its trunk grew from counts as what it was then."""
+    trunk, start = run.trunk, run.trunk.start
+    own = load(trunk.family).flops_per_token(trunk.shape, trunk.body) * (run.tokens - trunk.begun)
+    return float(own + (flops(start) if start is not None and trunk.begun else 0.0))
+
+
+def compute(run: RunSpec) -> float:
+    """C = 6ND of a reading, N being what each of its tokens went through."""
+    trunk, start = run.trunk, run.trunk.start
+    own = 6.0 * load(trunk.family).count(trunk.shape, trunk.body) * (run.tokens - trunk.begun)
+    return float(own + (compute(start) if start is not None and trunk.begun else 0.0))

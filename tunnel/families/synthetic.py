@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tunnel import transfer
-from tunnel.families import Arrays, gpt
+from tunnel.families import Arrays, State, gpt
 from tunnel.run import Mixed, TrunkSpec
 
 reads = False
@@ -69,6 +69,9 @@ class Synthetic:
         self.tokens = self.decayed = 0
         self.last = self.known = 0.0
         self.mix: tuple[Mixed, ...] = ()
+
+    def begin(self, others: Mapping[str, State]) -> None:
+        """Nothing grows from its arithmetic."""
 
     def step(self, multiplier: float) -> bool:
         s = self.trunk.settings

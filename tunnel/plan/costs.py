@@ -78,12 +78,17 @@ def plan(study: Study, paces: Paces | None = None) -> dict[str, Any]:
         "currency": study.price.currency,
         "device": study.price.device,
         "pace": "measured" if paces.measured else "expected",
-        "of_target": {"flops": all_flops / targets[0].flops, "cost": seconds / targets[0].seconds},
+        "of_target": of_target(targets, all_flops, seconds),
         "max_hours": study.budget.max_hours,
         "limits": limits(study, seconds, cost, all_flops),
         "stages": [vars(s) for s in stages],
         "targets": [vars(t) for t in targets],
     }
+
+
+def of_target(targets: list[StagePlan], flops: float, seconds: float) -> dict[str, float] | None:
+    """What the proxies take as shares of the first target's; None where there is none."""
+    return {"flops": flops / targets[0].flops, "cost": seconds / targets[0].seconds} if targets else None
 
 
 def handed_on(study: Study, stage: Stage) -> dict[str, Scalar]:
@@ -118,7 +123,7 @@ def sample_trials(study: Study, stage: Stage, before: Values) -> list[Trial]:
 def trials_planned(stage: Stage) -> int:
     lists = math.prod(len(a.values) for a in stage.axes.values() if isinstance(a, Choice))
     listed = len(stage.shapes) * max(len(stage.fan), 1) * max(len(stage.batches), 1) * lists
-    return (stage.budget.trials if stage.kind == "search" else listed) * len(stage.budget.seeds)
+    return (stage.budget.trials if stage.searches else listed) * len(stage.budget.seeds)
 
 
 def priced(study: Study, name: str, kind: str, trials: list[Trial], times: float, paces: Paces) -> StagePlan:

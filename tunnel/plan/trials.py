@@ -82,7 +82,7 @@ TRAINED = (
 
 def candidates(study: Study, stage: Stage, handed_on: Values) -> list[dict[str, Scalar]] | None:
     """What a listed stage asks: shapes × lists of its space × batches × fan, the costly first; None for a search."""
-    if stage.kind == "search":
+    if stage.searches:
         return None
     lr = float(values_of(study, stage, handed_on)["lr"])
     lists = {name: axis.values for name, axis in stage.axes.items() if isinstance(axis, Choice)}

@@ -5,6 +5,7 @@ from tunnel.show.governance import audit, promotion, rolled_back, verified
 from tunnel.show.words import out
 from tunnel.show.work import (
     bundle,
+    comparison,
     doctor,
     extended,
     next_runs,
@@ -21,7 +22,7 @@ from tunnel.show.work import (
 )
 
 __all__ = [
-    "audit", "bundle", "check", "contrast", "doctor", "extended", "fit", "forecasts", "ladder", "next_runs", "out",
-    "plan", "progress", "promotion", "prunable", "recommendation", "report", "rerun", "rolled_back", "run", "status",
-    "submitted", "targets", "trained", "verdicts", "verified",
+    "audit", "bundle", "check", "comparison", "contrast", "doctor", "extended", "fit", "forecasts", "ladder",
+    "next_runs", "out", "plan", "progress", "promotion", "prunable", "recommendation", "report", "rerun",
+    "rolled_back", "run", "status", "submitted", "targets", "trained", "verdicts", "verified",
 ]  # fmt: skip

@@ -78,7 +78,7 @@ def plan(p: dict[str, Any]) -> None:
     ]
     table("Shapes, each at its longest D", ["stage", "shape", "N", "D", "6ND", "full FLOPs", "full / 6ND"], shapes)
     spent = f"{p['flops']:.3g} FLOPs, {duration(p['seconds'])} of one device, {money(p['cost'], p['currency'])}"
-    out.print(f"proxies: {p['runs']:,} readings, {spent}; {of_target(p)}")
+    out.print(f"proxies: {p['runs']:,} readings, {spent}{of_target(p)}")
     if "eta_seconds" in p:
         out.print(f"device time at the pace that was measured here; for what is left: ETA {duration(p['eta_seconds'])}")
     limits(p["limits"])
@@ -86,7 +86,9 @@ def plan(p: dict[str, Any]) -> None:
 
 def of_target(found: dict[str, Any]) -> str:
     share = found["of_target"]
-    return f"{100 * share['cost']:.3g}% of the target's cost, {100 * share['flops']:.3g}% of its FLOPs"
+    if share is None:
+        return ""
+    return f"; {100 * share['cost']:.3g}% of the target's cost, {100 * share['flops']:.3g}% of its FLOPs"
 
 
 def limits(rows: list[dict[str, Any]]) -> None:
@@ -146,7 +148,7 @@ def status(s: dict[str, Any]) -> None:
     if rows:
         table("What the devices were held for", ["by", "spans", "device time", "share", "cost"], rows)
     spent = f"{s['flops']:.3g} FLOPs in {duration(s['training_seconds'])} of training"
-    held = f"{duration(s['seconds'])} of one device, {money(s['cost'], s['currency'])}, {of_target(s)}"
+    held = f"{duration(s['seconds'])} of one device, {money(s['cost'], s['currency'])}{of_target(s)}"
     out.print(f"{spent}; held {held}; ETA {duration(s['eta_seconds'])}")
     limits(s["limits"])
     for alarm in s["alarms"]:
@@ -186,6 +188,9 @@ def forgetting(rows: list[dict[str, Any]]) -> None:
 def run(found: dict[str, Any]) -> None:
     """The whole answer at a look, and where everything lies."""
     status(found["status"])
+    if "comparison" in found:
+        comparison(found["comparison"])
+        return
     ladder(found["fit"])
     recommendation(found["recommendation"])
     check(found["check"])
@@ -193,6 +198,16 @@ def run(found: dict[str, Any]) -> None:
     names = ["study.toml", "study.resolved.json", "records/", "curves/", "trunks/", "optuna.db", "readings.parquet"]
     names += ["fits/", "recommendation.json", "forecasts.jsonl", "check.json"]
     table("Files", ["what", "path"], [[n, f"{folder}/{n}"] for n in names] + [["bundle", found["bundle"]]])
+
+
+def comparison(found: dict[str, Any]) -> None:
+    """Tables of answers, each with what it says in a sentence."""
+    for name, told in found["tables"].items():
+        table(name, list(told["rows"][0]) if told["rows"] else [], [list(r.values()) for r in told["rows"]])
+        for line in told["words"]:
+            out.print(line)
+    if not found["tables"]:
+        out.print("nothing of this study is compared")
 
 
 def targets(found: dict[str, Any]) -> None:

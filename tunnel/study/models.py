@@ -163,6 +163,11 @@ class Stage(Frozen):
     effect: float = Field(0.002, gt=0, lt=1)  # relative difference of losses that the study wants to see
 
     @property
+    def searches(self) -> bool:
+        """Whether a sampler finds its trials; else they are listed."""
+        return self.kind == "search"
+
+    @property
     def axes(self) -> dict[str, Axis]:
         """What this stage searches, or lists."""
         return {k: v for k, v in parse_space(self.space).items() if isinstance(v, Range | Choice)}
@@ -177,7 +182,7 @@ class Stage(Frozen):
         parse_space(self.space)
         if "flops" in self.fixed or isinstance(self.axes.get("flops"), Choice):
             raise ValueError("space.flops must be a range; one value for all trials is budget.flops")
-        (self._search if self.kind == "search" else self._listed)()
+        (self._search if self.searches else self._listed)()
         if self.halving and (self.rungs is None or self.length_of(self.rungs) < 2):
             raise ValueError("halving compares trials at rungs: it needs at least two")
         for key in {name.partition(".")[0] for name in self.axes} & {"decay", MIX}:
@@ -237,7 +242,7 @@ class Study(Frozen):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
-    target: tuple[Target, ...] = Field(min_length=1)
+    target: tuple[Target, ...] = ()  # none: the study compares, and forecasts nothing
     resources: Resources = Resources()
     price: Price = Price()
     budget: Limit = Limit()

@@ -50,7 +50,7 @@ def extend(
 
 
 def chosen(asked: Study, name: str | None) -> list[Stage]:
-    listed = [s for s in asked.stage if s.kind != "search" and s.rungs is not None]
+    listed = [s for s in asked.stage if not s.searches and s.rungs is not None]
     found = [s for s in listed if name in (None, s.name)]
     if not found:
         raise UserError("is no listed stage with rungs", key="--stage", value=name, choices=[s.name for s in listed])

@@ -1,4 +1,4 @@
-"""All of it, in order: sweep, fit, recommend, export, train the target, check the forecast."""
+"""All of it, in order: sweep, fit, recommend, export, train the target, check the forecast; or sweep and compare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunnel import export, families
-from tunnel.answers import forecasts, ladder, recommend
+from tunnel.answers import comparisons, forecasts, ladder, recommend
 from tunnel.folder import audit, store
 from tunnel.sweeps import launch, sweep
 
@@ -27,11 +27,15 @@ def run(
 ) -> dict[str, Any]:
     """Runs a study from its question to its checked forecast; what is done already is used again.
 
-    Returns the folder, `status`, the recommendation, the bundle's folder and the check. Raises UserError and Stopped.
+    Returns the folder, `status`, the recommendation, the bundle's folder and the check; of a study without a target
+    folder, `status` and comparison. Raises UserError and Stopped.
     """
     asked, keep = sweep.opened(where, out, small=small, url=url)
     say("training the proxies")
     state = sweep.sweep(asked, keep, address=address, max_concurrent=max_concurrent, watch=watch)
+    if not asked.target:
+        found = {"folder": str(keep.root), "status": state, "sweep": state["trials"]}
+        return {**found, "comparison": comparisons.compared(asked, keep)}
     say("fitting the ladder")
     fit = ladder.fitted(asked, keep)
     told = recommend.recommend(asked, keep)

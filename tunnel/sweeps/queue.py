@@ -94,7 +94,7 @@ class StageQueue:
     def expected(self, slot: Slot) -> Trial:
         """What is still to be asked, as far as its cost goes."""
         candidate, seed = self.asker.candidates[slot[0]], slot[1]
-        searched = self.stage.kind == "search"  # all over its space a trial costs the same
+        searched = self.stage.searches  # all over its space a trial costs the same
         return self.middle if searched or candidate is None else self.trial(candidate, seed)
 
     def allowed(self) -> bool:

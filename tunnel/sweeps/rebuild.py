@@ -71,7 +71,7 @@ def lost(asked: Study, stage: Stage, keep: Store, known: Collection[str], runs: 
 
     `known`: the fingerprints of all that it asked; `runs`: what is planned of a candidate at a seed.
     """
-    if stage.kind != "search" or stage.sampler.name not in LEARNING:
+    if not stage.searches or stage.sampler.name not in LEARNING:
         return []
     names = (p.stem for p in keep.path("records").glob("*.json"))
     unknown = [r for fp in names if fp not in known and (r := keep.record(fp)) is not None]

@@ -105,7 +105,7 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
     seconds, cost = sum(row["seconds"] for row in held.values()), total(row["cost"] for row in held.values())
     per_trial = {s["name"]: s["flops"] / s["trials"] for s in planned["stages"]}
     state = "running" if running else "stopped" if done else "not started"
-    target = planned["targets"][0]
+    targets = planned["targets"]
     return {
         "question": asked.question,
         "folder": str(keep.root),
@@ -126,7 +126,9 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
         "held": held,
         "cost": cost,
         "currency": asked.price.currency,
-        "of_target": {"flops": spent(proxies) / target["flops"], "cost": seconds / target["seconds"]},
+        "of_target": {"flops": spent(proxies) / targets[0]["flops"], "cost": seconds / targets[0]["seconds"]}
+        if targets
+        else None,
         "limits": plan.limits(asked, seconds, cost, spent(proxies)),
         "eta_seconds": eta(planned["stages"], stages, spans, progress if running else None),
         "progress": progress,

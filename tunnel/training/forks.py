@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from tunnel import families
 from tunnel.errors import Stopped
-from tunnel.families import Arrays, Grown
+from tunnel.families import Arrays, Grown, State
 from tunnel.folder import environment, store
 from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Trial, TrunkSpec
@@ -88,6 +88,8 @@ def stepwise(
             yield recorded
             continue
         work.reading = run.fingerprint
+        if not work.ready:
+            yield from work.prepare()
         if work.dead_at is None and not work.left_in_decay(run):
             yield from work.trunk(run.decay_start)
         loss = None
@@ -107,12 +109,46 @@ class Work:
         self.made: Made = made or self.family.grown
         self.name, self.batch = trial.trunk.fingerprint, trial.trunk.settings.batch_tokens
         self.grown: Grown | None = None
+        self.ready, self.others = not trial.trunk.needs, dict[str, State]()
         self.trained, self.reading = 0, ""  # tokens since the last record, and for whose
         self.started, self.clock = store.now(), time.monotonic()
         self.saved_at = self.sliced_at = self.begun = self.looked_at = self.clock
         self.rolling: tuple[str, int] | None = None  # a checkpoint that is no fork point: whose, and its tokens
         self.dead_at: int | None = None  # tokens at which the trunk diverged
         self.stopping, self.curve, self.saving = False, ("", 0), 0.0
+
+    def prepare(self) -> Generator[Progress | Step, bool | None, None]:
+        """Has the other runs that the trunk needs."""
+        for use, run in self.trial.trunk.needs.items():
+            found = yield from self.state_of(run)
+            if found is None:
+                self.dead_at = 0
+                return
+            self.others[use] = found
+        self.ready, self.clock = True, time.monotonic()  # what they took is no part of a reading's seconds
+
+    def state_of(self, run: RunSpec) -> Generator[Progress | Step, bool | None, State | None]:
+        """The last state of another run, trained where it is not kept; None where it diverges."""
+        kept = self.keep.load_state(run.state, run.tokens)
+        if kept is None or kept[1]["tokens"] != run.tokens:
+            trial = Trial(stage=self.trial.stage, number=self.trial.number, runs=(run,))
+            other = Work(trial, self.keep, self.corpus)
+            yield from other.last(run)
+            if other.dead_at is not None:
+                return None
+            kept = self.keep.load_state(run.state, run.tokens)
+        return kept
+
+    def last(self, run: RunSpec) -> Generator[Progress | Step, bool | None, None]:
+        """Trains a run for the sake of its last state, and keeps that."""
+        yield from self.prepare()
+        if self.dead_at is None and not self.left_in_decay(run):
+            yield from self.trunk(run.decay_start)
+        if self.dead_at is None and run.decay_tokens:
+            if (yield from self.decay(run)) is None:
+                self.dead_at = run.tokens
+            else:
+                self.save(run.fingerprint)
 
     def on_trunk(self, at: int) -> Grown:
         """The model on its trunk, where the last fork or an earlier process left it, at most `at` tokens in."""
@@ -126,6 +162,7 @@ class Work:
         first = self.grown is None
         if self.grown is None or kept is None:
             self.grown = self.made(self.trial.trunk, self.corpus)
+            self.grown.begin(self.others)
         if kept is not None:
             self.grown.restore(*kept)
             if kept[1].get("rolling"):
@@ -195,8 +232,8 @@ class Work:
             status="diverged" if loss is None else "complete",
             N=n,
             D=run.tokens,
-            C=6.0 * n * run.tokens,
-            flops=self.family.flops_per_token(trunk.shape, trunk.body) * run.tokens,
+            C=families.compute(run),
+            flops=families.flops(run),
             loss=loss,
             bpb=None if loss is None else loss / math.log(2) / bytes_per_token,
             tokens_trained=self.trained,
@@ -281,7 +318,8 @@ def packable(a: TrunkSpec, b: TrunkSpec) -> bool:
         s = trunk.settings
         return trunk.family, trunk.rules, trunk.shape, trunk.body, s.batch_tokens, s.micro_batch_tokens, s.precision
 
-    return alike(a) == alike(b) and a.family == "gpt" and a.settings.dropout == b.settings.dropout == 0
+    alone = any(t.family != "gpt" or t.needs or t.settings.dropout for t in (a, b))
+    return not alone and alike(a) == alike(b)
 
 
 def progress(phase: Literal["trunk", "decay"], grown: Grown) -> Progress:

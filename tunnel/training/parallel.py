@@ -20,7 +20,7 @@ import torch
 from torch import distributed
 
 from tunnel import families
-from tunnel.families import Arrays, Grown
+from tunnel.families import Arrays, Grown, State
 from tunnel.folder import checkpoint
 from tunnel.run import Mixed, Stability, TrunkSpec
 from tunnel.training import memory
@@ -108,6 +108,11 @@ class Leader:
     def mix_in(self, mix: tuple[Mixed, ...], at: int) -> None:
         self.asked("mix_in", mix, at)
 
+    def begin(self, others: Mapping[str, State]) -> None:
+        for use, (arrays, meta) in others.items():
+            tell("begin", use, list(arrays), meta)
+            self.own.begin({use: (Aloud(list(arrays), self.own.device, arrays), meta)})
+
     def stability(self) -> Stability:
         return cast(Stability, self.asked("stability"))
 
@@ -169,6 +174,9 @@ def follow(corpus: Corpus | None) -> None:
         if what == "made":
             trunk, *how = given
             own = made(TrunkSpec.model_validate_json(trunk), corpus, *how)
+        elif what == "begin":
+            use, names, meta = given
+            own.begin({use: (Aloud(names, own.device), meta)})
         elif what == "restore":
             names, meta = given
             own.restore(Aloud(names, own.device), meta)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tunnel import transfer
-from tunnel.families import Arrays
+from tunnel.families import Arrays, State
 from tunnel.run import Mixed, Stability, TrunkSpec
 from tunnel.training.memory import fitted
 from tunnel.training.stream import Corpus
@@ -76,6 +76,14 @@ class Trained:
     def fill(self, p: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
         """Gives a parameter, or a moment of it, its values."""
         return p.copy_(whole)
+
+    def begin(self, others: Mapping[str, State]) -> None:
+        """Takes the weights that its trunk begins with."""
+        if "start" in others:
+            arrays, meta = others["start"]
+            for name, p in self.model.named_parameters():
+                self.fill(p, torch.from_numpy(np.array(arrays[f"model.{name}"])))
+            self.tokens = meta["tokens"] if self.trunk.begun else 0
 
     @property
     def steps(self) -> int:

@@ -66,7 +66,7 @@ def verdicts(asked: Study, keep: Store, *, check: bool = True, say: Say = lambda
 
 def judged_rows(asked: Study, readings: pd.DataFrame) -> pd.DataFrame:
     """The listed stages' readings, with lengths that rounding alone set apart made one."""
-    rows = readings[readings.stage.isin([s.name for s in asked.stage if s.kind != "search"])]
+    rows = readings[readings.stage.isin([s.name for s in asked.stage if not s.searches])]
     if not len(rows):
         raise UserError(
             "has no readings of a stage of kind verdict, ladder, batch or noise: sweep it first", key="stage"
