@@ -143,6 +143,17 @@ def test_a_cell_s_intervals_hold_lr_and_loss() -> None:
     assert valley.widening(fans(factors=(0.25, 0.35, 0.5, 0.71, 1, 1.41, 2))) < wide
 
 
+def test_a_ladder_whose_large_shapes_stop_early_knows_as_much() -> None:
+    """Every trunk counts at its own last rung, though one shape alone reaches the longest."""
+    whole = fans()
+    reached = whole["D"] * whole["N"] <= 1.01 * whole["D"].max() * whole["N"].min()
+    short = {k: v[reached] for k, v in whole.items()}
+    assert len(np.unique(short["N"])) > 1
+    assert len(np.unique(short["N"][short["D"] == short["D"].max()])) == 1
+    shapes = np.isin(whole["N"], short["N"])
+    assert valley.widening(short) == valley.widening({k: v[shapes] for k, v in whole.items()})
+
+
 def test_rounding_to_batches_makes_no_rungs() -> None:
     table = {"D": np.array([99_840.0, 100_352, 200_704, 199_680]), "batch_tokens": np.array([512.0, 2048, 2048, 512])}
     assert valley.rungs_of(table).tolist() == [0, 0, 1, 1]

@@ -258,10 +258,13 @@ def interval(value: float, draws: Array, widening: float) -> tuple[float, float]
 def widening(table: Mapping[str, Array]) -> float:
     """How much wider than a bootstrap's spread an interval must be, where few trunks decide many coefficients.
 
-    √(n/free) for the coefficients, Student's quantile over the normal's for the noise: n trunks of the longest rung,
-    less a level for each of its cells, a curvature and a place, and how both move with N.
+    √(n/free) for the coefficients, Student's quantile over the normal's for the noise: n trunks of every shape's longest
+    rung, less a level for each of these cells, a curvature and a place, and how both move with N.
     """
-    longest = rungs_of(table) == rungs_of(table).max()
+    rung, (_, shape) = rungs_of(table), np.unique(table["N"], return_inverse=True)
+    last = np.zeros(int(shape.max()) + 1, int)
+    np.maximum.at(last, shape, rung)
+    longest = rung == last[shape]
     trunks = len(np.unique(table["run"][longest]))
     cells = len(np.unique(cells_of(table)[1][longest]))
     free = max(trunks - cells - (4 if len(np.unique(table["N"])) > 1 else 2) - varies(table), 1)
