@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: venv demo dashboard test test-faults test-exports bench shots clean
+.PHONY: venv chinese demo dashboard test test-faults test-exports bench shots clean
 
 venv: $(VENV)/installed
 
@@ -12,6 +12,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dashboard,data,dev]'
 	touch $@
+
+# The corpus and the tasks of studies/narrow_deep.toml, from Debian's packages; nothing is installed.
+chinese: venv
+	mkdir -p data/zh
+	cd data && apt-get download manpages-zh debian-reference-zh-cn && for f in *.deb; do dpkg -x $$f zh; done
+	$(BIN)/python studies/man_tasks.py data/zh data/tasks
 
 demo: venv
 	$(BIN)/tunnel run studies/quickstart.toml
@@ -45,8 +51,9 @@ $(EXPORTS)/%/installed: $(EXPORT_LISTS)/%.txt
 	$(if $(filter megatron,$*),$(INSTALL) --target $$(echo $(EXPORTS)/$*/lib/python3*/site-packages) --python-version 3.12 --only-binary=:all: --ignore-requires-python megatron-core==0.19.2)
 	touch $@
 
-# About an hour on two cores, every benchmark of which exits 1 where it misses what was asked. TABLE is a runs table such as
+# Over an hour of two idle cores; every benchmark exits 1 where it misses what was asked. TABLE is a runs table such as
 # Chinchilla's points, TABLES more of them and PORIAN points and optima; RUNS are tables that vary settings, STUDIES folders.
+# The dashboard's first view and memory are skipped, and said to be, without chromium and optuna-dashboard ('.[bench]').
 bench: venv
 	@missed=0; run() { echo; echo "python benchmarks/$$*"; name=$$1; shift; $(BIN)/python benchmarks/$$name "$$@" || missed=1; }; \
 	run calibration.py; \
@@ -60,7 +67,9 @@ bench: venv
 	run next_runs.py; \
 	run train.py --compiled; \
 	run sweep.py; \
+	run dashboard.py; \
 	run demo.py; \
+	run live.py runs/bench/quickstart-???; \
 	exit $$missed
 
 # README's pictures, by a real browser, from the demo's study; Japanese ones want a Japanese font (fonts-noto-cjk).

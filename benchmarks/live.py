@@ -121,7 +121,9 @@ def main(specs: list[str]) -> int:
             good = [p.curve for p in big if p.above <= running.TUNED]
             what = f"forecast ± {HALVES[-1]:.0%}, + {rise:.0%} from {FROM:.0%} on"
             say(what, [judge(lifted(c, rise), c.final, HALVES[-1]) for c in good])
-    raised, of = (sum(v) for v in zip(*every, strict=True))
+    raised, of = (sum(v) for v in zip(*every, strict=True)) if every else (0, 0)
+    if not of:
+        raise SystemExit("no stage of these folders has fans on three shapes of one batch")
     allowed = live.FALSE + NORMAL * math.sqrt(live.FALSE * (1 - live.FALSE) / (of / DRAWS / len(HALVES)))
     print(f"false alarms in all: {raised} of {of} ({raised / of:.1%}; 5% promised, {allowed:.1%} allowed)")
     return 0 if raised / of <= allowed else 1

@@ -18,6 +18,7 @@ PAGES = {
     "laws": ("Laws", ":material/trending_down:"),
     "recommendation": ("Recommendation", ":material/task_alt:"),
     "forecasts": ("Forecasts", ":material/insights:"),
+    "retention": ("Retention", ":material/school:"),
     "compare": ("Compare", ":material/compare_arrows:"),
     "costs": ("Runs & cost", ":material/receipt_long:"),
 }

@@ -21,6 +21,7 @@ from tunnel.export import _model
 from tunnel.folder.store import Store
 from tunnel.run import RunSpec
 
+LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
 CARDS = ("model-hf", "model-llama")  # where `tunnel export --model` puts a card
 
 
@@ -35,6 +36,39 @@ class Bundle:
     impossible: tuple[str, ...] = ()
     lossy: tuple[str, ...] = ()
     why: str = ""
+
+
+# what `tunnel export` wrote
+
+
+def exported(root: Path, target: str = "hf") -> tuple[Path, int] | None:
+    """The exported bundle's folder and its bytes; None before the export."""
+    folder = root / "export" / target
+    sizes = [p.stat().st_size for p in files_of(folder)]
+    return (folder, sum(sizes)) if sizes else None
+
+
+def packed(folder: Path) -> bytes:
+    """A bundle as a zip."""
+    files = [stamp(p) or (0, 0) for p in files_of(folder)]
+    return bundle_at(str(folder), tuple(n for f in files for n in f))
+
+
+def files_of(folder: Path) -> list[Path]:
+    """A bundle's own files: what a link points to is not part of it."""
+    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+
+
+@st.cache_data(max_entries=8, show_spinner="Packing the bundle …")
+def bundle_at(folder: str, at: load.Stamp) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z:
+        for path in files_of(Path(folder)):
+            z.write(path, path.relative_to(folder))
+    return packed.getvalue()
+
+
+# what is made here
 
 
 @st.cache_data(max_entries=16, show_spinner="Making the bundle …")

@@ -211,12 +211,16 @@ def searched(
         x = {"color": colour(1), "symbol": "x", "size": 9}
         drawn.append(("diverged (has no loss: drawn on top)", lost.assign(loss=top), x))
     kind = go.Scattergl if len(readings) > MANY else go.Scatter
-    for i, (axis, place) in enumerate(zip(axes, places, strict=True)):
-        for name, rows, mark in drawn:
+    marks, where = [], []
+    for name, rows, mark in drawn:
+        loss, which = rows.loss.to_numpy(), {"customdata": rows["name"].to_numpy()} if "name" in rows else {}
+        look = {"name": name, "legendgroup": name, "mode": "markers", "marker": mark, "y": loss, **which}
+        for i, axis in enumerate(axes):
             over = f"{axis} %{{x:.4g}}<br>loss %{{y:.4f}}<extra></extra>"
-            look = {"name": name, "legendgroup": name, "showlegend": i == 0, "mode": "markers", "marker": mark}
-            which = {"customdata": rows["name"]} if "name" in rows else {}
-            fig.add_trace(kind(x=rows[axis], y=rows.loss, hovertemplate=over, **look, **which), **place)
+            marks.append(kind(x=rows[axis].to_numpy(), hovertemplate=over, showlegend=i == 0, **look))
+            where.append(places[i])
+    fig.add_traces(marks, *([at[k] for at in where] for k in ("row", "col")))
+    for axis, place in zip(axes, places, strict=True):
         fig.update_xaxes(**setting_axis(axis, readings[axis]), **place)
     fitted = {a: known for a in axes if (known := evidence.get(a)) and "minimum" in str(known["source"])}
     for i, (axis, known) in enumerate(fitted.items()):

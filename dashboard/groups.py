@@ -10,6 +10,7 @@ import pandas as pd
 from dashboard import load
 from dashboard.figures import shape_name
 from dashboard.style import short
+from tunnel.space import MIX
 from tunnel.study import Stage
 
 NAMES = {"batch_tokens": "B"}
@@ -31,7 +32,8 @@ def of(rows: pd.DataFrame, stage: Stage, decays: bool = True) -> dict[str, pd.Da
 def apart(rows: pd.DataFrame, stage: Stage, decays: bool) -> list[str]:
     """The columns in which a stage's readings differ by its own word."""
     names = [] if stage.searches else ["rules", "batch_tokens", *stage.axes]
-    names += ["decay", "decay_shape", "half_life"] if stage.decays and decays else []
+    if stage.decays and decays:
+        names += ["decay", "decay_shape", "half_life", *(str(k) for k in rows if str(k).startswith(f"{MIX}."))]
     return [n for n in dict.fromkeys(names) if n in rows and rows[n].nunique() > 1]
 
 

@@ -193,7 +193,7 @@ def iso_finding(budgets: Sequence[Budget], read: Sequence[Budget], told: Mapping
     if not budgets:
         return f"{best}, by the readings alone"
     factor = told["N"] / (last.best[0] * (6 * told["N"] * told["D"] / last.C) ** 0.5)
-    how = "near" if 0.5 < factor < 2 else f"{factor:.2g} times" if factor > 1 else f"1/{1 / factor:.2g} of"
+    how = "near" if 0.5 < factor < 2 else f"{short(factor, 2)} times" if factor > 1 else f"1/{short(1 / factor, 2)} of"
     return f"{best} on {short(last.C / 6 / last.best[0])} tokens; the target has {how} that size"
 
 

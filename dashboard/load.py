@@ -6,9 +6,7 @@ what cannot be read is named among `problems` instead of raised: a folder may be
 
 from __future__ import annotations
 
-import io
 import os
-import zipfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dashboard.records import Records, folder_time, stamp
 from tunnel import sampler, tuned
+from tunnel.answers import comparisons, ladder
 from tunnel.answers import forecasts as registered
-from tunnel.answers import ladder
 from tunnel.answers import running as targets
 from tunnel.errors import UserError
 from tunnel.folder import store
@@ -33,7 +31,6 @@ UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, UserErro
 KEPT = 512  # entries of each cache  *assumed*
 FOLDERS = 64  # whose records stay in memory: 30 MB at 10,000  *assumed*
 DEEP = 3  # folders that are looked through for studies: runs/project/study  *assumed*
-LARGEST_BUNDLE = 200_000_000  # bytes that are zipped in memory; weights beyond it are named by their path  *assumed*
 FIT = ("minima", "surface", "lr_drift", "laws", "chosen", "holdouts", "forecast", "curve")
 RECOMMENDATION = (
     "target",
@@ -76,6 +73,11 @@ class Opened:
         """The proxies' finished readings: the target's is the check's, and never a proxy."""
         r = self.readings
         return r[(r.status == "complete") & ~r.stage.astype(str).str.startswith("target:")]
+
+    @property
+    def compares(self) -> bool:
+        """Whether the study has no target: it forecasts nothing, and compares what it trained."""
+        return self.asked is not None and not self.asked.target
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,12 @@ def forecasts_at(root: str, at: tuple[Stamp, ...]) -> dict[str, Any]:
     return registered.every(Seen(root))
 
 
+@st.cache_data(max_entries=KEPT, show_spinner="Comparing …")
+def comparison_at(root: str, at: tuple[Stamp, ...]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = comparisons.compared(sweep.frozen(Path(root))[0], Seen(Path(root)))["tables"]
+    return found
+
+
 @st.cache_data(max_entries=KEPT, show_spinner=False)
 def curve_at(root: str, name: str, at: Stamp) -> pd.DataFrame | None:
     return Store(root).curve(name)
@@ -192,15 +200,6 @@ def curve_at(root: str, name: str, at: Stamp) -> pd.DataFrame | None:
 @st.cache_data(max_entries=KEPT, show_spinner=False)
 def states_at(root: str, stage: str, at: Stamp) -> dict[str, str]:
     return {run: t["state"] for t in sampler.states(Path(root), stage) for run in t["runs"]}
-
-
-@st.cache_data(max_entries=8, show_spinner="Packing the bundle …")
-def bundle_at(folder: str, at: Stamp) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as z:
-        for path in files_of(Path(folder)):
-            z.write(path, path.relative_to(folder))
-    return packed.getvalue()
 
 
 # the whole
@@ -261,6 +260,19 @@ def resting_at(root: str, at: tuple[Stamp, ...]) -> str | None:
         return None
 
 
+def outdated(seen: Opened, found: dict[str, Any]) -> bool:
+    """Whether a result rests on something else than the folder as it is now."""
+    return seen.resting_on is not None and found.get("readings_hash") not in (None, seen.resting_on)
+
+
+def newer(seen: Opened, name: str) -> bool:
+    """Whether a proxy was read after a file of the folder was written, by the times that the records hold."""
+    at, rows = stamp(seen.root / name), seen.complete
+    began = pd.to_datetime(rows.started, utc=True, format="ISO8601", errors="coerce")
+    ended = began + pd.to_timedelta(rows.seconds.astype(float), unit="s")
+    return at is not None and bool((ended > pd.Timestamp(at[1], tz="UTC")).any())
+
+
 def verdict_of(root: Path, problems: list[str]) -> dict[str, dict[str, Any]] | None:
     """verdict.json, where each of its settings has what is shown."""
     found = part(root, "verdict.json", (), problems)
@@ -285,6 +297,14 @@ def handed_on(asked: Study | None, resolved: dict[str, Any] | None) -> dict[str,
         if len(stage.after) == 1:  # with several, a setting does not say which of them it came from
             found.setdefault(stage.after[0], evidence)
     return found
+
+
+def comparison(seen: Opened) -> dict[str, dict[str, Any]]:
+    """The tables that `tunnel compare` prints, by title; none where the folder cannot say."""
+    try:
+        return comparison_at(str(seen.root), seen.at)
+    except UNREADABLE:
+        return {}
 
 
 def asks(root: Path) -> Stamp:
@@ -317,10 +337,15 @@ def forecasts(root: Path) -> tuple[dict[str, Any] | None, str]:
         return None, said(e)
 
 
+def begun(root: Path) -> bool:
+    """Whether a target of the study has begun to train."""
+    return (root / "target.json").exists()
+
+
 def target(root: Path) -> tuple[targets.Awaited, dict[str, Any]] | None:
     """The target that has begun, and where it stands (`running.standing`); None before, or where that is not told."""
     names = ("study.toml", "study.resolved.json", "recommendation.json", "target.json", registered.FILE)
-    if not (root / "target.json").exists():
+    if not begun(root):
         return None
     try:
         found = awaited_at(str(root), (*(stamp(root / n) for n in names), tree_stamp(root / "records")))
@@ -368,22 +393,13 @@ def curve(root: Path, name: str) -> pd.DataFrame | None:
         return None
 
 
-def bundle(root: Path, target: str = "hf") -> tuple[Path, int] | None:
-    """The exported bundle's folder and its bytes; None before the export."""
-    folder = root / "export" / target
-    sizes = [p.stat().st_size for p in files_of(folder)]
-    return (folder, sum(sizes)) if sizes else None
-
-
-def packed(folder: Path) -> bytes:
-    """A bundle as a zip."""
-    files = [stamp(p) or (0, 0) for p in files_of(folder)]
-    return bundle_at(str(folder), tuple(n for f in files for n in f))
-
-
-def files_of(folder: Path) -> list[Path]:
-    """A bundle's own files: what a link points to is not part of it."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
+def expert_load(root: Path, fingerprint: str) -> list[list[float]]:
+    """By layer, the experts' shares of what a reading's model routed; empty where it has none, or kept none."""
+    path = root / "records" / f"{fingerprint}.json"
+    try:
+        return list((json_at(str(path), stamp(path)).get("stability") or {}).get("expert_load", []))
+    except UNREADABLE:
+        return []
 
 
 def said(e: BaseException) -> str:

@@ -16,11 +16,13 @@ import pandas as pd
 
 from tunnel.errors import UserError
 from tunnel.folder import store
-from tunnel.folder.store import READING, Store
+from tunnel.folder.store import ON, READING, Store
+from tunnel.space import MIX
 
 Stamp = tuple[int, int]  # bytes, and time of change in ns
 FEW = 5_000  # records whose files are all looked at, each time: 0.03 s  *measured here*
 AGAIN = 300.0  # seconds between such looks at more, which take 7 µs a file  *assumed*
+BY_SOURCE = (f"{MIX}.", ON)  # how the columns begin that only studies of several sources have
 RACY = 1_000_000_000  # ns within which two changes of a folder may have one time  *assumed*
 
 
@@ -74,7 +76,7 @@ class Records:
         found = [row for row in rows.values() if row is not None]
         if found or known - stay:
             kept = self.frame[[n in stay for n in mine]]
-            parts = [p for p in (kept, pd.DataFrame(found, columns=READING)) if len(p)]
+            parts = [p for p in (kept, pd.DataFrame(found)) if len(p)]
             whole = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=READING)
             self.frame = whole.infer_objects().sort_values("fingerprint", ignore_index=True)
         self.bad = (self.bad & stay) | {n for n, row in rows.items() if row is None}
@@ -95,16 +97,19 @@ def columnar(keep: Store) -> tuple[pd.DataFrame, int]:
     path = keep.path("readings.parquet")
     written = stamp(path)
     try:
-        kept = pd.read_parquet(path, columns=READING) if written and path.is_file() else None
-    except (OSError, ValueError):  # pyarrow's complaints, a column that an older version had not
+        kept = pd.read_parquet(path) if written and path.is_file() else None
+    except (OSError, ValueError):  # pyarrow's complaints
         kept = None
-    if kept is None or written is None:
+    if kept is None or written is None or not set(READING) <= set(kept.columns):  # an older version's
         return pd.DataFrame(columns=READING), 0
-    return kept.sort_values("fingerprint", ignore_index=True), written[1]
+    several = [k for k in kept.columns if k.startswith(BY_SOURCE)]
+    return kept[[*READING, *several]].sort_values("fingerprint", ignore_index=True), written[1]
 
 
 def with_shared(frame: pd.DataFrame, keep: Store) -> pd.DataFrame:
-    """`Store.table`'s last column: the stages that asked for a record which another one measured."""
+    """As `Store.table` has them: a source that a decay had none of as 0, and the stages that share a record."""
+    mixes = [k for k in frame.columns if k.startswith(f"{MIX}.")]
+    frame = frame.assign(**frame[mixes].fillna(0.0)) if mixes else frame
     asked = {stage: frozenset(fps) for stage, fps in keep.shared().items()}
     if not asked:
         return frame.assign(shared="")

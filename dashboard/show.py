@@ -146,6 +146,17 @@ def nothing(what: str, then: str) -> None:
         st.markdown(then)
 
 
+def no_target(seen: load.Opened) -> bool:
+    """Whether a study has no target, which is then said in place of what would need one."""
+    if seen.compares:
+        nothing(
+            "This study has no target, so it forecasts nothing",
+            "What its models show side by side is on the pages Landscape, Valleys & transfer and Compare, and "
+            "`tunnel compare` prints it. A `[[target]]` added to its file asks for a forecast.",
+        )
+    return seen.compares
+
+
 def failed(e: Exception) -> bool:
     """What a visitor sees of a page that cannot be drawn: nothing of the folder's; what happened is in the log."""
     log.error("a page cannot be drawn", exc_info=e)
@@ -215,14 +226,20 @@ def open_trial(key: str) -> None:
         address.open_trial(*known)
 
 
-def old(found: dict[str, Any], seen: load.Opened, command: str) -> None:
-    """Says so where a result rests on other readings than the folder holds now."""
-    if seen.resting_on is not None and found.get("readings_hash") not in (None, seen.resting_on):
-        st.info(f"There are newer readings than this rests on; `{command}` renews it.", icon=":material/update:")
+def old(seen: load.Opened, name: str, command: str, older: bool = False) -> None:
+    """Why a result does not rest on the folder as it is now. `name`: its file; `older`: of an older tunnel's schema."""
+    why = "The study's file, its readings or the tunnel changed since this was made"
+    if load.newer(seen, name):
+        why = "There are newer readings than this rests on"
+    elif older:
+        why = "An older version of the tunnel made this, in its own way"
+    st.info(f"{why}; `{command}` makes it anew.", icon=":material/update:")
 
 
-def verdict(check: dict[str, Any] | None, recommendation: dict[str, Any] | None) -> str:
+def verdict(check: dict[str, Any] | None, recommendation: dict[str, Any] | None, compares: bool = False) -> str:
     """The forecast's fate in a few words."""
     if check and check["measured"] is not None:
         return "inside" if check["inside"] else "outside"
-    return "diverged" if check else "not yet measured" if recommendation else "no forecast yet"
+    if check or recommendation:
+        return "diverged" if check else "not yet measured"
+    return "no target" if compares else "no forecast yet"

@@ -16,6 +16,7 @@ import streamlit as st
 
 from dashboard import load, show
 from dashboard.records import folder_time, stamp
+from tunnel.study import Study
 from tunnel.sweeps.status import proxies_of
 
 COLUMNS = {  # of the table; numbers are NaN where there are none
@@ -88,6 +89,7 @@ def summed(root: Path) -> Row:
 
 def quick(root: Path) -> Row:
     """What costs next to nothing: the answers, and the last change."""
+    asked = asked_of(root)
     told, check = (load.part(root, f"{n}.json", need, []) for n, need in ANSWERS.items())
     at = [s[1] for n in ("study.toml", *WATCHED) if (s := stamp(root / n))] + [folder_time(root / "records") or 0]
     return {
@@ -97,21 +99,21 @@ def quick(root: Path) -> Row:
         "forecast": told["forecast"] if told else None,
         "measured": check["measured"] if check else None,
         "error": check["error_percent"] if check else None,
-        "verdict": show.verdict(check, told),
+        "verdict": show.verdict(check, told, asked is not None and not asked.target),
         "currency": "",
         "changed": max(at) / 1e9,
-        "question": question(root),
+        "question": asked.question if asked else "cannot be read",
     }
 
 
 ANSWERS = {"recommendation": load.RECOMMENDATION, "check": load.CHECK}
 
 
-def question(root: Path) -> str:
+def asked_of(root: Path) -> Study | None:
     try:
-        return load.asked_at(str(root), (stamp(root / "study.toml"), stamp(root / "study.resolved.json"))).question
+        return load.asked_at(str(root), (stamp(root / "study.toml"), stamp(root / "study.resolved.json")))
     except load.UNREADABLE:
-        return "cannot be read"
+        return None
 
 
 def now(root: Path, known: Row) -> Row:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dashboard.style import short
 from tunnel import laws
 from tunnel.backtests import backtest, holdouts, intervals
 from tunnel.backtests import rows as windows
@@ -22,7 +23,7 @@ Fit = Mapping[str, Any]  # a ladder's, as fits/*.json holds it
 LOSSES = {"huber": "Huber, δ 0.001", "squares": "least squares", "envelope": "lower envelope"}  # laws.MISFITS in words
 BUDGETS = 5  # of which curves of equal compute are drawn
 MOST = 6  # parabolas of readings
-FAR = 10.0  # times the sizes tried: where a law puts the best size farther off, it does not know it  *assumed*
+FAR = 3.0  # times the sizes tried: where a law puts the best size farther off, it does not know it  *assumed*
 SPAN = 3.0  # either way of the best N that they are drawn over
 POINTS = 40
 
@@ -147,7 +148,7 @@ def splits(fit: Fit) -> tuple[Mapping[str, float] | None, str]:
         best = float(laws.get("chinchilla").optimal(known["params"], max(m["C"] for m in fit["minima"]))[0])
     sizes = [m["N"] for m in fit["minima"]]
     if not min(sizes) / FAR < best < max(sizes) * FAR:
-        said = f"{best:.2g} parameters, while {min(sizes):.2g} to {max(sizes):.2g} were tried"
+        said = f"{short(best)} parameters, while {short(min(sizes))} to {short(max(sizes))} were tried"
         return None, f"the law of N and D puts the best size for the largest budget at {said}: it cannot be told yet"
     return known["params"], ""
 

@@ -21,6 +21,7 @@ from typing import Any
 from playwright.sync_api import sync_playwright
 
 from dashboard import report
+from dashboard.report import pdf
 
 WIDTH, HEIGHT = 1280, 860
 PATIENCE = 120_000  # ms for a page on a busy machine  *assumed*
@@ -67,6 +68,11 @@ def of_dashboard(browser: Any, study: Path, out: Path) -> Iterator[Path]:
 def of_report(browser: Any, study: Path, out: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as own:
         for name, lang in REPORTS.items():
+            try:
+                pdf.require_letters(lang)
+            except pdf.NoPdf as e:
+                print(f"{out / name}.png is left as it is: {e}")
+                continue
             page = Path(own) / f"{name}.html"
             report.write(study, lang, page, print_pdf=False)
             view = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from tunnel import families, transfer
-from tunnel.run import Body, RunSpec, Settings, Shape, Source, TrunkSpec
+from tunnel.run import Body, Mixture, RunSpec, Settings, Shape, Source, TrunkSpec
 
 BATCH, SEQ = 512, 64  # tokens
 
@@ -27,6 +27,7 @@ def a_run(
     rules: str = "minicpm",
     kv_heads: int | None = None,
     precision: Any = "fp32",
+    mixture: Mixture | None = None,
 ) -> RunSpec:
     body = Body(
         head_dim=16,
@@ -55,7 +56,7 @@ def a_run(
     trunk = TrunkSpec(
         family=family,
         rules=rules,
-        shape=Shape(width=width, depth=depth, kv_heads=kv_heads),
+        shape=Shape(width=width, depth=depth, kv_heads=kv_heads, mixture=mixture),
         body=body,
         settings=settings,
         source=source,
@@ -73,10 +74,8 @@ def a_run(
 def recommended(run: RunSpec) -> dict[str, Any]:
     """A recommendation for a run, by hand: the fields that an export reads, and a few that it only hands on."""
     shape, body, s = run.trunk.shape, run.trunk.body, run.trunk.settings
-    family = families.load(run.trunk.family)
-    groups = [vars(g) for g in transfer.groups(run.trunk, family.ROLES)]
+    groups = [vars(g) for g in transfer.groups(run.trunk, families.roles(run.trunk))]
     multipliers = transfer.multipliers(run.trunk.rules, shape, body)
-    known = hasattr(family, "config_dict")
     return {
         "schema": 1,
         "study": "by hand",
@@ -86,7 +85,7 @@ def recommended(run: RunSpec) -> dict[str, Any]:
         "settings": {"lr": {"value": s.lr, "low": s.lr / 2, "high": s.lr * 2, "source": "by hand", "readings": []}},
         "groups": groups,
         "multipliers": asdict(multipliers),
-        "config": family.config_dict(shape, body, run.trunk.rules) if known else None,
+        "config": families.config(run.trunk),
         "forecast": 2.0,
         "low": 1.9,
         "high": 2.1,

@@ -18,57 +18,11 @@ import pytest
 pytest.importorskip("streamlit")
 
 import test_browser
-from test_browser import LONG, SHOTS, THEMES, WIDTHS, settled
-from test_dashboard import browsing
+from browsing import drawn, opened, place, settled
 
 finished, runs, served, view = (getattr(test_browser, name) for name in ("finished", "runs", "served", "view"))
-PAGES = {  # page, and what it ends with
-    "landscape": "The readings that are kept",
-    "transfer": "Seed noise",
-    "curves": None,
-    "laws": "Forms that were tried",
-    "recommendation": "Where the forecast comes from",
-    "glossary": "What is concluded",
-}
 
 pytestmark = [pytest.mark.slow, pytest.mark.fault(18)]
-
-
-def opened(view: Any, served: str, page: str, query: str = "") -> None:
-    view.goto(f"{served}/{page}?study=demo{query}")
-    if (last := PAGES[page]) is not None:
-        view.get_by_role("heading", name=last, exact=True).wait_for()
-    view.locator("[data-testid=stCaptionContainer]").first.wait_for()
-    settled(view)
-
-
-def drawn(view: Any, i: int = 0) -> Any:
-    """The i-th figure, in sight."""
-    figure = view.locator("[data-testid=stPlotlyChart]").nth(i)
-    figure.scroll_into_view_if_needed()
-    view.wait_for_timeout(500)
-    return figure
-
-
-def place(view: Any, i: int, x: float, y: float) -> tuple[float, float]:
-    """Where a value of a figure's first axes is on the screen."""
-    drawn(view, i)
-    found = view.evaluate(
-        """([i, x, y]) => {
-            const gd = document.querySelectorAll('[data-testid=stPlotlyChart]')[i].querySelector('.js-plotly-plot');
-            const box = gd.getBoundingClientRect(), full = gd._fullLayout;
-            const at = (a, v) => a._offset + (a.type === 'log' ? a.l2p(Math.log10(v)) : a.l2p(v));
-            return [box.x + at(full.xaxis, x), box.y + at(full.yaxis, y)];
-        }""",
-        [i, x, y],
-    )
-    return found[0], found[1]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_opens_by_its_address_and_fits(view: Any, served: str, page: str) -> None:
-    opened(view, served, page)
-    assert view.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
 def test_a_brush_keeps_a_part_of_the_whole_page_and_stays_in_the_address(view: Any, served: str) -> None:
@@ -138,46 +92,25 @@ def test_a_bundle_and_a_figure_s_data_are_taken_away(view: Any, served: str, tmp
     assert {"series", "x", "y"} <= set(pd.read_csv(tmp_path / "figure.csv"))
 
 
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_a_picture_is_taken_by_keyboard(view: Any, served: str, tmp_path: Path, form: str) -> None:
+    opened(view, served, "laws")
+    view.get_by_text(form.upper(), exact=True).first.click()
+    settled(view)
+    drawn(view)
+    camera = view.locator(".js-plotly-plot .modebar-btn[aria-label^=Download]").first
+    camera.focus()
+    view.wait_for_function("e => getComputedStyle(e.parentElement).opacity === '1'", arg=camera.element_handle())
+    with view.expect_download() as download:
+        view.keyboard.press("Enter")
+    assert download.value.suggested_filename == f"demo-law.{form}"
+    download.value.save_as(tmp_path / "picture")
+    assert (tmp_path / "picture").read_bytes().startswith(b"\x89PNG" if form == "png" else b"<svg")
+
+
 def test_a_budget_is_moved_by_keyboard(view: Any, served: str) -> None:
     opened(view, served, "recommendation")
     slider = view.get_by_role("slider").first
     slider.focus()
     slider.press("ArrowRight")
     view.wait_for_url(re.compile("budget="))
-
-
-@pytest.mark.parametrize("page", [p for p in PAGES if p != "glossary"])
-def test_what_can_be_clicked_has_a_name(view: Any, served: str, page: str) -> None:
-    """For screen readers: every figure says its finding, every button and box what it is."""
-    opened(view, served, page)
-    nameless = view.evaluate(
-        """() => [...document.querySelectorAll('[data-testid=stMain] :is(button, input, [role=slider], [role=img])')]
-        .filter(e => e.offsetParent && !(e.innerText || e.getAttribute('aria-label') || e.getAttribute('title')
-          || e.getAttribute('aria-labelledby') || (e.labels && e.labels.length)))
-        .filter(e => !e.closest('.js-plotly-plot, [data-testid=stDataFrame], [aria-hidden=true]'))
-        .map(e => e.outerHTML.slice(0, 200))"""
-    )
-    assert nameless == []
-    charts = view.locator("[data-testid=stPlotlyChart]").count()
-    assert charts
-    assert (
-        view.locator("[data-testid=stPlotlyChart] [aria-label], [data-testid=stPlotlyChart][aria-label]").count()
-        >= charts
-    )
-
-
-@pytest.mark.skipif(not SHOTS, reason="TUNNEL_SHOTS does not say where to put pictures")
-@pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_pictures(served: str, runs: Path, width: int, theme: str) -> None:
-    folder = Path(str(SHOTS))
-    folder.mkdir(parents=True, exist_ok=True)
-    with browsing(width=width, theme=theme) as view:
-        view.set_default_timeout(LONG)
-        for page in PAGES:
-            opened(view, served, page)
-            tall = view.evaluate("document.querySelector('[data-testid=stMain]').scrollHeight")
-            view.set_viewport_size({"width": width, "height": tall + 80})
-            settled(view)
-            view.screenshot(path=folder / f"{page}-{width}-{theme}.png")
-            view.set_viewport_size({"width": width, "height": 1000})

@@ -22,14 +22,15 @@ from conftest import TINY
 pytest.importorskip("streamlit")
 
 import test_dashboard
-from test_dashboard import ARGS, CHROMIUM, PAGES, look, serving
+from browsing import ARGS, CHROMIUM, serving
+from test_dashboard import PAGES, look
 
 from dashboard import load, show
 from dashboard.records import Records
 from tunnel import plan, study
-from tunnel.folder import asks, schema
+from tunnel.folder import asks, schema, store
 from tunnel.folder.store import Store
-from tunnel.run import Record
+from tunnel.run import Mixed, Record
 from tunnel.sweeps import sweep
 
 finished, copied = test_dashboard.finished, test_dashboard.copied  # fixtures
@@ -164,6 +165,24 @@ def test_records_are_followed(folder: Path, columns: bool) -> None:
     assert two.stem not in found.index
     shutil.rmtree(folder)
     assert len(seen.look()[0]) == 0
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["columnar", "records"])
+def test_what_only_some_records_have_is_kept(folder: Path, written: bool) -> None:
+    """Shares of sources in a decay, and losses on their slices."""
+    keep = Store(folder)
+    for share, path in zip((0.3, 0.7), (folder / "records").glob("*.json"), strict=False):
+        record = store.read_record(path)
+        run = record.run.replaced(mix=(Mixed(name="code", share=share, source=record.run.trunk.source),))
+        told = {"fingerprint_of": run.fingerprint, "run": run, "slices": {"code": 3.0 + share}}
+        keep.write_record(record.model_copy(update=told))
+        if written:
+            keep.readings().to_parquet(folder / "readings.parquet", index=False)
+    seen = Records(folder)
+    assert same(seen) == []
+    found = seen.look()[0]
+    assert sorted(found["decay_mix.code"].unique()) == [0, 0.3, 0.7]
+    assert sorted(found["loss.code"].dropna()) == [3.3, 3.7]
 
 
 @pytest.mark.fault(20)

@@ -6,15 +6,14 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,10 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+from browsing import browsing, serving
 from streamlit.testing.v1 import AppTest
 
-from dashboard import judge, launch, ledger, load, show, wire
+from dashboard import bundles, judge, launch, ledger, load, show, wire
 from dashboard.app import PAGES
 from dashboard.app_pages import costs, curves
 from tunnel import sampler, table
@@ -39,17 +39,6 @@ from tunnel.verdicts import verdict
 
 HERE = Path(__file__).parent.parent
 APP = str(HERE / "dashboard" / "app.py")
-CHROMIUM = Path("/usr/bin/chromium")
-ARGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +119,15 @@ def charts(app: AppTest) -> int:
     return len(app.get("plotly_chart"))
 
 
+def nameless(spec: dict[str, Any]) -> list[str]:
+    """The axes of a figure that are seen and not named; one that shares another's range may have its name there."""
+    used = {f"{k}axis{str(t.get(f'{k}axis', k))[1:]}" for t in spec["data"] for k in "xy" if k in t}
+    drawn = {name: spec["layout"].get(name, {}) for name in used}
+    seen = {name: a for name, a in drawn.items() if a.get("visible") is not False}
+    named = {a.get("matches", name[0] + name[5:]) for name, a in seen.items() if a.get("title", {}).get("text")}
+    return [name for name, a in seen.items() if a.get("matches", name[0] + name[5:]) not in named]
+
+
 # every page, on every kind of folder
 
 FINISHED = {
@@ -141,6 +139,7 @@ FINISHED = {
     "laws": 4,
     "recommendation": 2,
     "forecasts": 5,
+    "retention": 0,
     "compare": 1,
     "costs": 2,
 }  # figures
@@ -153,6 +152,10 @@ def test_a_finished_study(finished: Path, monkeypatch: pytest.MonkeyPatch, page:
     assert not app.error
     assert charts(app) == figures
     assert words(app).count("How to read this") >= figures
+    for chart in app.get("plotly_chart"):
+        assert chart.proto.alt
+        assert nameless(json.loads(chart.proto.spec)) == [], chart.proto.alt
+    assert all(table.proto.alt for table in app.dataframe)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +177,7 @@ def test_a_study_that_only_just_began(
     app = look(monkeypatch, tmp_path, page)
     assert not app.exception
     assert not app.warning
-    assert "yet" in words(app)
+    assert re.search("yet|No student", words(app))
     assert charts(app) == 0
 
 
@@ -247,7 +250,7 @@ def test_a_folder_of_another_schema_is_shown_as_far_as_it_is_known(
     if schema == 1:
         shutil.rmtree(copied / "environments", ignore_errors=True)
         (copied / "audit.jsonl").unlink(missing_ok=True)
-    for page in PAGES:
+    for page in ("studies", "costs") if said else PAGES:  # what cannot be read is left out before any page
         app = look(monkeypatch, copied, page)
         assert not app.exception, page
         assert [said in w.value for w in app.warning if "left out" in w.value] == [True] * bool(said), page
@@ -270,10 +273,32 @@ def test_a_diverged_reading_breaks_no_page(copied: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("page", ["laws", "recommendation"])
-def test_a_result_of_fewer_readings_is_called_old(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
-    assert not look(monkeypatch, copied, page).info
-    next((copied / "records").glob("*.json")).unlink()
-    assert "newer readings" in look(monkeypatch, copied, page).info[0].value
+def test_a_result_says_why_it_is_old(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    """Of fewer readings, of others, of an older tunnel; and what was registered before a target's start never is."""
+    (copied / "target.json").rename(copied / "kept")
+    said = lambda: [i.value for i in look(monkeypatch, copied, page).info]  # noqa: E731
+    assert not said()
+    first, second, *_ = (copied / "records").glob("*.json")
+    first.unlink()
+    assert "readings or the tunnel changed" in said()[0]
+    path = copied / "fits" / "ladder.json"
+    store.write_json(path, store.read_json(path) | {"schema": 3})
+    assert ("An older version" in said()[0]) == (page == "laws")
+    store.write_json(second, store.read_json(second) | {"started": "2099-01-01T00:00:00+00:00"})
+    assert "newer readings" in said()[0]
+    (copied / "kept").rename(copied / "target.json")
+    assert bool(said()) == (page == "laws")
+
+
+@pytest.mark.parametrize("page", ["studies", "laws", "recommendation", "costs"])
+def test_a_study_without_a_target(copied: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    cut(copied, 60)
+    text = (copied / "study.toml").read_text()
+    (copied / "study.toml").write_text(re.sub(r"\[\[target\]\].*?(?=\[)", "", text, flags=re.DOTALL))
+    app = look(monkeypatch, copied, page)
+    assert not app.exception
+    assert ("no target, so it forecasts nothing" in words(app)) == (page in ("laws", "recommendation"))
+    assert not re.search("[Ff]orecast |target's", words(app))
 
 
 # what it says is what the commands say
@@ -334,7 +359,7 @@ def test_the_page_says_what_the_command_says(copied: Path, monkeypatch: pytest.M
     over = {row.over: row.verdict for row in after.dataframe[0].value.itertuples()}
     assert over == {axis: o["verdict"] for axis, o in said["lr"]["over"].items()}
     next((copied / "records").glob("*.json")).unlink()
-    assert "newer readings" in look(monkeypatch, copied, "transfer").info[0].value
+    assert "readings or the tunnel changed" in look(monkeypatch, copied, "transfer").info[0].value
 
 
 def test_seeds_are_the_readings_behind_a_minimum(finished: Path) -> None:
@@ -519,9 +544,9 @@ def test_a_new_record_is_seen_and_an_old_one_is_cached(copied: Path) -> None:
 @pytest.mark.fault(19)
 def test_a_bundle_is_packed_without_what_its_links_point_to(copied: Path) -> None:
     (copied / "export" / "hf" / "secret").symlink_to("/etc/passwd")
-    folder, size = load.bundle(copied) or (Path(), 0)
+    folder, size = bundles.exported(copied) or (Path(), 0)
     assert size == 2
-    assert zipfile.ZipFile(io.BytesIO(load.packed(folder))).namelist() == ["config.json"]
+    assert zipfile.ZipFile(io.BytesIO(bundles.packed(folder))).namelist() == ["config.json"]
 
 
 def test_no_torch_and_no_ray_in_the_dashboards_process(finished: Path) -> None:
@@ -563,26 +588,6 @@ def test_the_launcher_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None
 
 
 # a real server
-
-
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    """A folder on loopback, as `tunnel dashboard` serves it."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    server = subprocess.Popen(launch.command(folder, port), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(150):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/_stcore/health"):
-                    break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.fixture(scope="module")
@@ -637,22 +642,6 @@ def test_scripts_travel_packed_and_whole(served: str) -> None:
     assert wire.packed("static/js/nothing.js") is None
     for name in ("/static/js/../../index.html", "/static/js/a/b.js", "/static/js/x.map", "/static/js/%2e%2e.js"):
         assert not wire.PACKED.fullmatch(name)
-
-
-@contextmanager
-def browsing(width: int = 1280, theme: str = "light") -> Iterator[Any]:
-    """A page of a real browser; what its scripts throw fails the test."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM.exists():
-        pytest.skip(f"{CHROMIUM} is not installed")
-    errors: list[str] = []
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=str(CHROMIUM), args=ARGS)
-        view = browser.new_page(viewport={"width": width, "height": 1000 * width // 1280}, color_scheme=theme)
-        view.on("pageerror", lambda e: errors.append(str(e)))
-        yield view
-        browser.close()
-    assert not errors
 
 
 def test_a_real_browser_opens_every_page(served: str) -> None:

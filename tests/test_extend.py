@@ -116,7 +116,7 @@ def test_a_rung_is_written_as_its_neighbours_are(tmp_path: Path, rungs: str, tok
     path = written(tmp_path, (RUNGS, rungs))
     [stage] = extend.chosen(study.load(path), None)
     assert stage.rungs is not None
-    added = {stage.name: (extend.unit(stage.rungs), extend.longer(stage, tokens))}
+    added = {stage.name: (stage.rungs.unit, extend.longer(stage, tokens))}
     text = extend.with_rungs(path.read_text(), added, small=False)
     assert found in text
     both = [re.sub(r"(tokens\w* = )\[.*?\]", r"\1", t, flags=re.S) for t in (text, path.read_text())]

@@ -21,6 +21,7 @@ from dashboard import (
     answer_figures,
     cost_figures,
     curve_figures,
+    expert_figures,
     figures,
     forecast_figures,
     groups,
@@ -395,6 +396,8 @@ FIGURES = {
     "attempts, one": lambda: cost_figures.attempts(spans("complete"), 1),
     "three lrs, waiting": lambda: forecast_figures.contrast(forecasts(measured=False)[:3]),
     "calibration": lambda: forecast_figures.calibration(forecasts()),
+    "experts": lambda: expert_figures.load(LOADS, "32×2"),
+    "experts, many layers": lambda: expert_figures.load(LOADS * 20, "32×2"),
     "target": lambda: target_figures.loss(standing(), LOSSES),
     "target, alarmed": lambda: target_figures.loss(standing(alarm=ALARM), LOSSES),
     "target, finished": lambda: target_figures.loss(standing(), LOSSES, 2.01),
@@ -404,6 +407,7 @@ FIGURES = {
     "normalised, no ladder": lambda: target_figures.normalised(standing(inside=None, known=0), []),
 }
 EVIDENCE = {"lr": {"value": 0.01, "low": 0.008, "high": 0.012, "source": "valley's fitted minimum", "caution": ""}}
+LOADS = [[0.25] * 4, [0.7, 0.28, 0.02, 0.0]]
 FORKS = {"32-1-100000": curve(80_000, 100_000), "32-1-200000": curve(160_000, 200_000)}
 UNITLESS = {"decay_shape", "trial", "rule over axis"}
 VERDICTS = ("yet", "no minimum", "refused", "diverged", "none", "passes", "fails", "transfers", "clearly")
@@ -671,6 +675,12 @@ def test_a_fan_tells_the_best_lr_from_its_neighbours() -> None:
         ({"decays": [{"decay": 0.1}, {"decay": 0.2}]}, {"decay": [0.104, 0.196]}, ["decay 0.1", "decay 0.2"]),
         ({"decays": [{"decay": 0.1}, {}]}, {"decay": [0.104, 0.196]}, ["decay 0.1", "decay 0.2"]),
         ({}, {"decay": [0.104, 0.196]}, ["all"]),
+        (
+            {"decays": [{"decay_mix": {"a": 0.3}}, {}]},
+            {"decay_mix.a": [0.3, 0.0]},
+            ["decay_mix.a 0.3", "decay_mix.a 0"],
+        ),
+        ({}, {"decay_mix.a": [0.3, 0.3]}, ["all"]),
     ],
 )
 def test_a_figure_holds_what_may_be_compared(stage: dict, changed: dict, names: list[str]) -> None:
@@ -744,3 +754,11 @@ def test_calibration_counts_the_losses_inside() -> None:
     assert forecast_figures.held_at(rows, 0.9999) == 1.0
     narrow = [{**r, "low": 1.999, "high": 2.001} for r in rows]
     assert "too narrow" in forecast_figures.calibration_finding(narrow)
+
+
+def test_the_title_names_the_busiest_expert_and_counts_the_idle() -> None:
+    said = expert_figures.finding(LOADS, "32×2")
+    assert (
+        said == "The busiest expert of 32×2 takes 2.8 times an even share, in layer 2; 2 of 8 take under a tenth of one"
+    )
+    assert len(expert_figures.load(LOADS * 20, "32×2").data) == expert_figures.MOST + 1

@@ -16,6 +16,7 @@ from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 
 from tunnel.errors import Stopped
 from tunnel.families import gpt
+from tunnel.folder import checkpoint
 from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Trial
 from tunnel.schedule import SHAPES
@@ -160,12 +161,12 @@ def test_a_record_tells_what_the_model_was(tmp_path: Path, corpus: data.Corpus) 
     model: Any = gpt.grown(record.run.trunk, corpus)
     while model.tokens < record.D:
         model.step(record.run.multiplier(model.tokens))
-    assert record.final == forks.digests(*model.state())
+    assert record.final == checkpoint.digests(*model.state())
     assert record.final.keys() == {"weights", "moments", "rng", "counters", "cursor"}
     assert record.stability == model.stability()
     with torch.no_grad():
         model.parameters[0].view(-1)[0] += 1e-7
-    changed = forks.digests(*model.state())
+    changed = checkpoint.digests(*model.state())
     assert {k for k in changed if changed[k] != record.final[k]} == {"weights"}
 
 

@@ -15,6 +15,7 @@ import pytest
 from test_cluster import three_nodes, token
 from test_sweep import corpus, written
 
+from tunnel.export import _model
 from tunnel.folder import store
 from tunnel.folder.store import Store
 from tunnel.plan import trials
@@ -200,3 +201,5 @@ def test_workers_that_share_no_file_system(
     assert curve is not None
     assert curve.tokens.is_monotonic_increasing
     assert not list((study[0].root / "trunks").glob("*/*"))
+    model = _model.kept(study[0], study[1].runs[0], record(study))
+    assert model is not None, "it is there, and the one that was measured"

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from tunnel import laws
 from tunnel.backtests import backtest, intervals
 from tunnel.fitting import powers
-from tunnel.fitting.models import Norm, Sum
+from tunnel.fitting.models import Norm, Product, Sum
 from tunnel.laws import Misfit, chinchilla, frontier, optimum, size
 
 DATA = Path(os.environ.get("TUNNEL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -150,6 +150,7 @@ def test_no_other_optimiser_gets_lower(seed, delta):
 MODELS = {
     "sum": (Sum(2), [0.6, 0.9, 1.1, 0.35, 0.4]),
     "norm": (Norm(), [0.6, 0.9, 0.3, 0.35, 0.4]),
+    "product": (Product(), [0.6, 0.9, 1.1, 0.35, 0.4, 0.2]),
     "four, no floor": (Sum(4, False), [0.6, 0.9, 1.1, 0.3, 0.35, 0.4, 0.9, 1.4]),
 }
 
@@ -302,6 +303,7 @@ def test_every_file_of_the_folder_is_a_law(name):
         "width": np.tile([128.0, 192.0, 256.0], 12),
         "depth": np.repeat([2.0, 4.0, 8.0], 12),
     }
+    table["N_total"] = table["N"] * np.tile([1.0, 2.0], 18)
     found = law.fit(table)
     assert (found.law, tuple(found.params)) == (name, tuple(law.PARAMS))
     assert len(law.predict(found.params, table)) == 36

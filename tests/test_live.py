@@ -16,14 +16,14 @@ from conftest import TINY
 from test_cli import Call, here
 from test_money import hook
 
-from tunnel.answers import forecasts, live, recommend, running
+from tunnel.answers import counterfactual, forecasts, live, recommend, running
 from tunnel.errors import UserError
 from tunnel.folder import audit, store
 from tunnel.folder.store import Store
-from tunnel.run import RunSpec
+from tunnel.run import RunSpec, Trial
 from tunnel.study import Study
 from tunnel.study.money import Notify
-from tunnel.sweeps import alarm, launch, sweep
+from tunnel.sweeps import alarm, early, launch, sweep
 from tunnel.training import forks
 
 __all__ = ["here", "hook"]
@@ -196,14 +196,16 @@ def study(recommended: tuple[Study, Store], tmp_path: Path, monkeypatch: pytest.
     return recommended[0], Store(shutil.copytree(recommended[1].root, tmp_path / "out"))
 
 
+STAMPED = {"registered", "git", "previous", "hash"}  # what the chain adds to a forecast
 WRONG = 12.0  # times the recommended lr: the loss rises beyond what the forecast itself leaves open
 
 
-def spoilt(keep: Store, factor: float) -> RunSpec:
-    """Lets the target train at a multiple of its lr."""
+def spoilt(keep: Store, factor: float = 1.0, min_ratio: float = 0.0) -> RunSpec:
+    """Lets the target train at a multiple of its lr, or decay to a part of that."""
     path = keep.path("recommendation.json")
     kept = json.loads(path.read_text())
     kept["run"]["trunk"]["settings"]["lr"] *= factor
+    kept["run"]["min_ratio"] = min_ratio
     path.write_text(json.dumps(kept))
     return RunSpec.model_validate(kept["run"])
 
@@ -236,6 +238,42 @@ def test_a_bad_target_is_told_once_and_trains_on(
     code, out, _ = here("status", keep.root)
     assert code == 0
     assert found["text"] in " ".join(out.split())
+
+
+@pytest.mark.parametrize("ends_at", [0.0, 1.0])
+def test_a_decay_off_the_trunk_is_watched_too(study: tuple[Study, Store], ends_at: float) -> None:
+    """One whose lr does not fall is told in the decay; the trunk was as good as the other's."""
+    asked, keep = study
+    run = spoilt(keep, min_ratio=ends_at)
+    batch = run.trunk.settings.batch_tokens
+    half = run.replaced(decay_start=run.decay_start // 2 // batch * batch)
+    list(forks.grow(Trial(stage="other", number=0, runs=(half,)), keep, None))
+    told = early.decay_now(asked, keep)
+    raised = forecasts.alarms(keep)
+    assert set(raised) == ({told["fingerprint_of"]} if ends_at else set())
+    for found in raised.values():
+        assert found["text"].startswith(f"big, decayed from {half.decay_start:,} tokens on, left its own course")
+        assert half.decay_start <= found["tokens"] < told["D"]
+
+
+@pytest.fixture(scope="module")
+def contrasted(recommended: tuple[Study, Store], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The forecasts of a counterfactual."""
+    keep = Store(shutil.copytree(recommended[1].root, tmp_path_factory.mktemp("contrast") / "out"))
+    return counterfactual.registered(recommended[0], keep, None, None)
+
+
+@pytest.mark.parametrize("told", [1.0, 0.7])
+def test_of_a_counterfactual_the_run_at_the_recommended_lr_is_watched(
+    study: tuple[Study, Store], contrasted: list[dict[str, Any]], told: float
+) -> None:
+    """`told`: of the honest forecasts. At half and double that lr a run may leave the bundle of well-tuned ones."""
+    asked, keep = study
+    entries = [{k: v for k, v in e.items() if k not in STAMPED} for e in contrasted]
+    forecasts.register_all(keep, [{**e, **{k: told * e[k] for k in ("forecast", "low", "high")}} for e in entries])
+    launch.contrast(asked, keep)
+    (own,) = (e["run"] for e in contrasted if e["factor"] == 1.0)
+    assert set(forecasts.alarms(keep)) == (set() if told == 1.0 else {own})
 
 
 KEYS = {"forecast", "low", "high", "measured", "error_percent", "inside", "compute_ratio", "registered", "started"}

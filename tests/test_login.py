@@ -21,10 +21,10 @@ import pytest
 pytest.importorskip("streamlit")
 pytest.importorskip("authlib")
 
+from browsing import browsing
 from conftest import TINY
 from joserfc import jwt
 from joserfc.jwk import RSAKey
-from test_dashboard import browsing
 
 from dashboard import launch
 

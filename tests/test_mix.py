@@ -18,6 +18,7 @@ from tunnel.answers import mixes as told
 from tunnel.answers import recommend
 from tunnel.errors import Stopped, UserError
 from tunnel.families import gpt, synthetic
+from tunnel.folder import checkpoint
 from tunnel.folder.store import Store
 from tunnel.run import Mixed, Record, RunSpec, Source, Trial
 from tunnel.space import Choice, Range, mix_of, parse_space
@@ -298,7 +299,7 @@ def test_a_decay_with_its_own_data_leaves_the_trunk_alone(folders: Path, tmp_pat
                 model.mix_in(run.mix, run.decay_start)
             model.step(run.multiplier(model.tokens))
         assert model.evaluate() == record.loss
-        assert forks.digests(*model.state()) == record.final
+        assert checkpoint.digests(*model.state()) == record.final
         assert record.slices.keys() == {"base", "more", "good"}
         assert record.loss == pytest.approx((record.slices["base"] + record.slices["good"]) / 2)
     losses = [found[r].slices["good"] for r in runs[:3]]

@@ -12,6 +12,7 @@ from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec
 
 from tunnel.errors import Stopped
 from tunnel.families import gpt
+from tunnel.folder import checkpoint
 from tunnel.folder.store import Store
 from tunnel.run import Record, Trial
 from tunnel.training import data, forks
@@ -196,7 +197,7 @@ def test_a_run_from_scratch_is_the_packed_record(tmp_path: Path, corpus: data.Co
             step = stepper(model)
             while model.tokens < record.D:
                 assert step(record.run.multiplier(model.tokens))
-            assert (model.evaluate(), forks.digests(*model.state())) == (record.loss, record.final)
+            assert (model.evaluate(), checkpoint.digests(*model.state())) == (record.loss, record.final)
 
 
 def test_stopping_one_leaves_the_others(tmp_path: Path, corpus: data.Corpus) -> None:

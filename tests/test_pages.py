@@ -11,12 +11,15 @@ import pytest
 
 pytest.importorskip("streamlit")
 
+import mixing
 import test_dashboard
 from test_dashboard import charts, look, words
 
 from dashboard import bundles, landscape, load, show
 from dashboard.glossary import WORDS
 from tunnel.folder import store
+from tunnel.study import Data
+from tunnel.sweeps import pipeline
 
 finished, copied = test_dashboard.finished, test_dashboard.copied
 DESIGN = (  # its "Words"
@@ -27,6 +30,14 @@ DESIGN = (  # its "Words"
 
 def findings(app: object) -> list[str]:
     return [c.proto.alt for c in app.get("plotly_chart")]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, documents: Data) -> Path:
+    """A finished study of dense bodies and mixtures."""
+    folder = tmp_path_factory.mktemp("mixture")
+    pipeline.run(mixing.study_file(folder, documents), folder / "out")
+    return folder / "out"
 
 
 # landscape
@@ -82,6 +93,16 @@ def test_every_stage_has_its_landscape(finished: Path, monkeypatch: pytest.Monke
 
 
 # curves
+
+
+@pytest.mark.slow
+def test_the_load_of_experts_is_beside_their_curves(mixture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = look(monkeypatch, mixture, "curves", curves="upcycled")
+    assert not app.exception
+    assert any(f.startswith("The busiest expert of 32×2 with 2 of 4 experts at D = ") for f in findings(app)), findings(
+        app
+    )
+    assert not any("busiest" in f for f in findings(look(monkeypatch, mixture, "curves", curves="dense")))
 
 
 def test_the_axes_of_curves_are_in_the_address(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
+from conftest import TINY, TRAINED
 
 from tunnel import families, plan, study
 from tunnel.errors import UserError
@@ -172,7 +175,7 @@ def test_a_stage_may_list_rules_and_settings(study_file: Write) -> None:
     rungs = 'rungs = { tokens = ["50k", "100k"] }'
     asked = study.load(study_file(("fan = [0.5, 1, 2]", "fan = [1, 2]"), (rungs, rungs + space)))
     trials = ladder_trials(asked, {})
-    assert len(trials) == plan.trials_planned(asked.stage_named("ladder")) == 2 * 2 * 2 * 2
+    assert len(trials) == plan.trials_planned(asked, asked.stage_named("ladder")) == 2 * 2 * 2 * 2
     found = {(t.trunk.rules, t.trunk.settings.weight_decay, t.trunk.settings.lr) for t in trials}
     assert len(found) == 8
     assert {f[0] for f in found} == {"standard", "minicpm+depth_lr"}
@@ -257,7 +260,7 @@ def test_cosine_is_one_decay_from_the_warmup_on(study_file: Write) -> None:
             "rungs.max_flops: leaves 64×4, of 188,992 parameters, no rung; got 10000000000.0",
         ),
         ("  depth = 2", "  depth = 256", "fewer than the largest proxy of stage calibrate"),
-        ('family = "synthetic"', 'family = "gtp"', "family: is not a family; got 'gtp'; choices: gpt, synthetic"),
+        ('family = "synthetic"', 'family = "gtp"', "family: is not a family; got 'gtp'; choices: encoder, gpt"),
     ],
 )
 def test_what_cannot_be_planned(study_file: Write, old: str, new: str, rule: str) -> None:
@@ -271,9 +274,24 @@ def test_what_cannot_be_planned(study_file: Write, old: str, new: str, rule: str
     assert "\n" not in str(e.value)
 
 
+def test_what_has_run_is_told_of_without_its_corpus(tmp_path: Path) -> None:
+    """A folder may be copied to where its texts are not."""
+    path = tmp_path / "s.toml"
+    text = TRAINED.format(corpus=tmp_path / "nowhere").replace("width = 48", "width = 128")
+    path.write_text(f'question = "?"{text}' + TINY[TINY.index("[[stage]]") :])
+    asked = study.load(path)
+    with pytest.raises(UserError, match="no file of the corpus"):
+        plan.plan(asked)
+    assert plan.plan(asked, plan.Paces.of(asked, pd.DataFrame()))["flops"] > 0
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in STUDIES.glob("*.toml")))
 def test_studies_that_ship_can_be_planned(name: str) -> None:
     asked = study.load(STUDIES / f"{name}.toml")
+    if asked.data.get and not any(Path().glob(asked.data.paths[0])):
+        with pytest.raises(UserError, match=f"no file of the corpus exists; {re.escape(asked.data.get)}"):
+            plan.plan(asked)
+        return
     planned = plan.plan(asked)
     assert planned["runs"] > 0
     assert all(t["flops"] > 0 for t in planned["targets"])

@@ -18,9 +18,10 @@ from tunnel import cli
 from tunnel.errors import UserError
 from tunnel.families.synthetic import Synthetic
 from tunnel.folder.store import Store
-from tunnel.run import Record
+from tunnel.run import Record, Trial
 from tunnel.study import Study
 from tunnel.sweeps import extend, prune, sweep
+from tunnel.training import forks
 
 RUNGS = 'rungs = { tokens = ["50k", "100k"] }'
 
@@ -152,6 +153,19 @@ def test_what_killed_processes_left_goes(swept: tuple[Study, Store]) -> None:
     assert not list(keep.root.rglob(".saving-*"))
     assert not keep.path("trunks", done).exists()
     assert listing(keep)["e" * 16] == [46]
+
+
+def test_a_finished_full_size_model_stays(swept: tuple[Study, Store]) -> None:
+    asked, keep = swept
+    like, steps = ladder(keep)[0].run, ladder(keep)[0].D // 1024
+    for seed, stage, kept in ((7, "target:big", True), (8, "target:big:counterfactual", False)):
+        run = like.replaced(trunk=like.trunk.replaced(seed=seed))
+        trial = Trial(stage=stage, number=0, runs=(run,), keeps=kept)
+        list(forks.grow(trial, keep, None))
+        assert [int(p.name) // 1024 for p in keep.checkpoints(run.fingerprint)] == [steps] * kept
+        keep.save_state(run.fingerprint, (steps - 1) * 1024, {"w": np.ones(100)}, {"tokens": (steps - 1) * 1024})
+        prune.prune(asked, keep, yes)
+        assert [int(p.name) // 1024 for p in keep.checkpoints(run.fingerprint)] == [steps] * kept
 
 
 def test_a_running_study_is_left_alone(swept: tuple[Study, Store]) -> None:

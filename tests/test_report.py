@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -22,12 +23,12 @@ import pandas as pd
 import plotly.graph_objects as go
 from typer.testing import CliRunner
 
-from dashboard import report, style
-from dashboard.report import answer, axes, drawing, facts, figures, markup, pdf
+from dashboard import load, report, style
+from dashboard.report import answer, axes, drawing, facts, figures, markup, pdf, rest
 from dashboard.report.texts import LANGUAGES, SAID, TEXTS
 from dashboard.report.words import FIELD, Words, pattern_of
 from tunnel import cli
-from tunnel.answers import forecasts, recommend
+from tunnel.answers import comparisons, forecasts, recommend
 from tunnel.errors import UserError
 from tunnel.sweeps import launch as full_size
 from tunnel.sweeps import sweep
@@ -59,7 +60,12 @@ shapes = [[32, 4], [64, 4], [96, 4], [128, 4]]
 fan = [0.5, 1, 2]
 rungs = {{ tokens = ["250k", "1M"] }}
 """
-STATES = ("nothing", "measuring", "measured", "forecast", "inside", "judged")
+TARGET = STUDY[STUDY.index("[[target]]") : STUDY.index("[[stage]]")]
+STATES = ("nothing", "measuring", "measured", "forecast", "inside", "judged", "compared")
+TABLE = {
+    "rows": [{"shape": "32×4", "loss": 3.125}, {"shape": "64×4", "loss": None}],
+    "words": ["<b>One wins.</b>"],
+}
 
 
 def asked(folder: Path, kind: str = "ladder", question: str = "") -> Path:
@@ -77,6 +83,11 @@ def cut(root: Path) -> Path:
     """A study as if it had been stopped in its ladder."""
     for path in sorted((root / "records").glob("*.json"))[5:]:
         path.unlink()
+    return root
+
+
+def without_target(root: Path) -> Path:
+    (root / "study.toml").write_text(STUDY.replace(TARGET, "").format(kind="ladder", question=""))
     return root
 
 
@@ -99,6 +110,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "forecast": told,
         "inside": full,
         "judged": asked(clone(swept, at / "judged" / "tiny"), "verdict"),
+        "compared": without_target(clone(swept, at / "compared" / "tiny")),
     }
 
 
@@ -220,6 +232,36 @@ def test_what_others_say_is_said_in_the_pages_language(lang: str, said: str, exp
 
 def test_a_field_that_holds_braces_is_text() -> None:
     assert Words("en")("answer_diverged", target="{lr}").startswith("{lr} was then")
+
+
+# the answer
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_study_without_a_target_compares(
+    folders: dict[str, Path], lang: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(comparisons.TABLES, "Who wins", lambda asked, keep: TABLE if len(keep.readings()) else None)
+    load.comparison_at.clear()
+    page = Page(made(folders["compared"], lang))
+    assert TEXTS["answer_compared"][LANGUAGES.index(lang)] in page.within("main")
+    assert [t for p, english, t in page.texts if "tbody" in p and english] == ["32×4", "3.125", "64×4", "–"]
+    assert "<b>One wins.</b>" in page.within("main")
+    assert "forecast" not in page.within("header")
+
+
+def test_what_is_under_way_or_done_is_not_a_next_step(folders: dict[str, Path]) -> None:
+    w, known = Words("en"), {state: facts.read(root) for state, root in folders.items()}
+    for state, running, kept, expected in (
+        ("nothing", False, False, ["plan", "sweep"]),
+        ("nothing", True, False, ["status"]),
+        ("measured", False, True, ["recommend"]),
+        ("forecast", True, True, ["export", "check"]),
+        ("judged", False, True, ["dashboard"]),
+        ("compared", False, True, ["compare", "dashboard"]),
+    ):
+        told = replace(known[state], running=running, judged=replace(known[state].judged, kept=kept))
+        assert re.findall(r"tunnel (\w+) ", rest.steps(told, w)) == expected, state
 
 
 # the page

@@ -87,7 +87,7 @@ BAD = [
     (
         'kind = "ladder"',
         'kind = "staircase"',
-        "stage.ladder.kind: input should be 'search', 'ladder', 'batch', 'verdict' or 'noise'",
+        "stage.ladder.kind: input should be 'search', 'ladder', 'batch', 'verdict', 'noise', 'distill' or 'finetune'",
         "",
     ),
     ("fan = [0.5, 1, 2]", "fan = [0, 1]", "stage.ladder: fan holds factors of the learning rate, above 0", ""),

@@ -58,6 +58,8 @@ def test_the_forward_pass_four_times_as_wide_and_deep(rules: str, residual: floa
         ("completep+tied", "embedding", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=4, eps=1)),
         ("minicpm+fixed_decay", "hidden", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=1, eps=1)),
         ("minicpm+depth_lr", "hidden", Scale(lr=1 / 4 / math.sqrt(3), init_std=1 / 2, weight_decay=4, eps=1)),
+        ("minicpm", "router", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=4, eps=1)),
+        ("completep", "router", Scale(lr=1 / 4, init_std=1 / 2, weight_decay=4, eps=1)),
         ("minicpm+depth_lr", "embedding", Scale(lr=1 / math.sqrt(3))),
         ("minicpm+depth_lr", "vector", Scale(lr=1 / math.sqrt(3), weight_decay=0.0)),
         ("completep+depth_lr+fixed_decay", "hidden", Scale(1 / 4 / math.sqrt(3), 1 / 2, 1, 1 / 12)),

@@ -51,7 +51,8 @@ def listed_distributions(stage: Stage, candidates: Sequence[Mapping[str, Scalar]
     for name in candidates[0]:
         values = [c[name] for c in candidates]
         if any(isinstance(v, str) for v in values):
-            found[name] = distribution(stage.axes[name], "choice")
+            known = stage.axes.get(name) or Choice(tuple(sorted({str(v) for v in values})))
+            found[name] = distribution(known, "choice")
         elif all(isinstance(v, int) for v in values):
             found[name] = IntDistribution(min(values), max(values))  # type: ignore[arg-type]
         else:

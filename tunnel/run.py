@@ -18,6 +18,10 @@ from tunnel.schedule import HALF_LIFE, multiplier
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:+-]{0,255}$")]  # what is shown, and looked for
 
 
+TOP_K = 2  # experts that a token goes through: MiniCPM-MoE, arXiv 2404.06395  *from paper*
+BALANCE = 0.01  # MiniCPM-MoE and Switch  *from paper*: arXiv 2404.06395, 2101.03961
+
+
 class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,7 +74,8 @@ class Shape(Value):
 
     def __str__(self) -> str:
         m = self.mixture
-        return f"{self.width}×{self.depth}" + (f" {m.top_k} of {m.experts}" if m is not None else "")
+        finer = f" at 1/{m.granularity}" if m is not None and m.granularity > 1 else ""
+        return f"{self.width}×{self.depth}" + (f" {m.top_k} of {m.experts}{finer}" if m is not None else "")
 
 
 class Body(Value):
@@ -131,8 +136,47 @@ class Settings(Value):
     clip: float
     precision: Literal["fp32", "bf16"]
     dropout: float = 0.0  # of the attention's weights
+    masking: Literal["words", "tokens"] = "words"  # what an encoder hides as a whole
+    balance: float = BALANCE  # weight of the experts' balance loss
 
-    LATER = frozenset({"dropout"})
+    LATER = frozenset({"dropout", "balance", "masking"})
+
+
+class Checkpoint(Value):
+    """A model of somebody else's: a transformers folder or hub name, and the hash of its content."""
+
+    name: str
+    digest: str
+
+
+class Lesson(Value):
+    """What a student learns from: a teacher's soft targets where tokens are hidden, and its hidden states (SCIENCE §7).
+
+    The loss is soft_weight · temperature² · cross-entropy + hidden_weight · mean square; no hard labels.
+    """
+
+    name: Name  # the teacher's, in the study
+    teacher: RunSpec | Checkpoint
+    temperature: float
+    soft_weight: float
+    hidden_weight: float
+    layer_map: str
+
+
+class Task(Value):
+    """Labelled texts that a finished model is tuned on; its files by their content."""
+
+    name: Name
+    kind: Literal["classify", "pair"]
+    digest: str
+    labels: int
+    examples: int  # to train on: an epoch
+    paths: tuple[str, ...]
+    held_out_paths: tuple[str, ...]
+    held_out: float
+    text: str
+    text2: str
+    label: str
 
 
 class TrunkSpec(Value):
@@ -144,8 +188,10 @@ class TrunkSpec(Value):
     source: Source
     seed: int
     start: RunSpec | None = None  # the run whose weights it begins with: a finished one, or a stable trunk
+    lesson: Lesson | None = None  # of a student
+    task: Task | None = None  # of a finished model, its `start`, that is tuned on it
 
-    LATER = frozenset({"start"})
+    LATER = frozenset({"start", "lesson", "task"})
 
     def __str__(self) -> str:
         return f"{self.shape} lr {self.settings.lr:.3g}"
@@ -158,7 +204,9 @@ class TrunkSpec(Value):
     @property
     def needs(self) -> dict[str, RunSpec]:
         """The runs that must be there before its first step, by what for."""
-        return {} if self.start is None else {"start": self.start}
+        teacher = self.lesson.teacher if self.lesson is not None else None
+        found = {"start": self.start, "teacher": teacher}
+        return {use: run for use, run in found.items() if isinstance(run, RunSpec)}
 
     def until(self, tokens: int) -> TrunkSpec:
         """The spec of what shaped this trunk's first `tokens` tokens: data that joins later is left out.
@@ -217,6 +265,7 @@ class Trial(BaseModel):
     stage: str
     number: int
     runs: tuple[RunSpec, ...]
+    keeps: bool = False  # the finished models, beside their records: a full-size run's is wanted
 
     @property
     def trunk(self) -> TrunkSpec:
@@ -248,6 +297,7 @@ class Stability(Value):
     spikes: int  # steps whose loss stood out of what came before (`train.SPIKE`)
     update_to_weight: dict[str, float]  # by role: RMS of Adam's step at the peak lr over the weights' RMS
     eps_ratio: float  # Adam's epsilon over the RMS of its denominator, the largest of all roles: should be far below 1
+    expert_load: tuple[tuple[float, ...], ...] = ()  # by layer, the experts' shares of what is routed, on held-out data
 
 
 class Record(Value):
@@ -258,7 +308,8 @@ class Record(Value):
     stage: Name
     trial: int
     status: Literal["complete", "diverged"]
-    N: int
+    N: int  # that a token goes through
+    N_total: int | None = None  # with every expert; None: no more than N
     D: int
     C: float  # 6ND
     flops: float  # full count, attention and logits included
@@ -267,8 +318,10 @@ class Record(Value):
     tokens_trained: int  # what this reading added: its part of the trunk, and its decay
     diverged_at: int | None = None  # tokens
     tau: float | None = None  # B / (lr · weight_decay · D), where there is weight decay
+    scores: dict[str, float] = {}  # on a task: accuracy; seconds of one sequence, sequences a second, bytes, parameters
+    predicted: str = ""  # on a task: the label of each held-out example, a character each
     slices: dict[str, float] = {}  # held-out loss by source, where there are several; `loss` weighs them
-    final: dict[str, str] = {}  # what the finished model was: digests of weights, moments, RNG; see `forks.digests`
+    final: dict[str, str] = {}  # what the finished model was: `folder.checkpoint.digests`
     stability: Stability | None = None
     packed: int = 0  # trials that shared its steps (`tunnel.training.pack`); 0: the reference loop's
     halved_at: int | None = None  # tokens from which half of the micro-batch went through at a time, for want of memory

@@ -23,6 +23,7 @@ class Dimension:
     high: float = math.inf  # ... and at most this
     log: bool = False  # always searched on a log scale
     meaning: str = ""
+    choices: tuple[str, ...] = ()  # of a choice; none: names, which the study knows
 
 
 class Table(dict[str, Dimension]):
@@ -35,12 +36,14 @@ class Table(dict[str, Dimension]):
         return self[first]
 
 
+LAYER_MAPS = ("uniform", "last")
+LESSON = ("teacher", "temperature", "soft_weight", "hidden_weight", "layer_map")  # what a `distill` stage sets
 DIMENSIONS: dict[str, Dimension] = Table(
     {
         "lr": Dimension("float", "per step", log=True, meaning="peak learning rate at the base shape"),
         "warmup": Dimension("float", "fraction of the shortest rung, or tokens", -1e-9, meaning="length of the warmup"),
         "decay": Dimension("float", "fraction of a rung", high=1.0, meaning="length of the decay"),
-        "decay_shape": Dimension("choice", "", meaning="shape of the decay"),
+        "decay_shape": Dimension("choice", "", meaning="shape of the decay", choices=tuple(SHAPES)),
         "half_life": Dimension("float", "fraction of the decay", log=True, meaning="half-life of an exponential decay"),
         "min_ratio": Dimension("float", "of the peak", -1e-9, 1.0, meaning="multiplier at the decay's end"),
         "batch_tokens": Dimension("int", "tokens", log=True, meaning="batch"),
@@ -53,10 +56,27 @@ DIMENSIONS: dict[str, Dimension] = Table(
             "float", "of the decay's sequences", -1e-9, 1.0, meaning="a source's share in the decay"
         ),
         "rules": Dimension("choice", "", meaning="rule of transfer, with its open switches: minicpm+depth_lr"),
+        "experts": Dimension("int", "of a layer", meaning="experts in place of a feed-forward network; 1: dense"),
+        "top_k": Dimension("int", "experts", meaning="experts that a token goes through"),
+        "granularity": Dimension("int", "to a network", meaning="how many experts are as wide as the dense network"),
+        "balance": Dimension("float", "of the loss", -1e-9, meaning="weight of the experts' balance loss"),
+        "upcycle_at": Dimension(
+            "float", "fraction of the shortest rung, or tokens", meaning="where a dense trunk becomes a mixture"
+        ),
+        "masking": Dimension("choice", "", meaning="what an encoder hides as a whole", choices=("words", "tokens")),
+        "task": Dimension("choice", "", meaning="what finished models are tuned on: a [[task]]"),
+        "model": Dimension("choice", "", meaning="the finished model that is tuned"),
+        "teacher": Dimension("choice", "", meaning="whom a student learns from: a stage, or a [[teacher]]"),
+        "temperature": Dimension("float", "times", log=True, meaning="temperature of both models' logits"),
+        "soft_weight": Dimension("float", "of temperature² · cross-entropy", -1e-9, meaning="weight of soft targets"),
+        "hidden_weight": Dimension("float", "of the mean square", -1e-9, meaning="weight of the hidden states"),
+        "layer_map": Dimension("choice", "", meaning="the teacher's layers that a student's match", choices=LAYER_MAPS),
     }
 )
 MIX = "decay_mix"
 SHAPE = ("width", "depth")
+MIXTURE = ("experts", "top_k", "granularity")
+BODY = (*SHAPE, *MIXTURE, "upcycle_at")  # what is trained, not how: never handed on
 SCALES = (*SHAPE, "flops")  # what makes a trial large and dear; all others are settings
 RULES = ("minicpm", "completep", "standard")
 # What no source settles, on top of a rule, after a "+" (SCIENCE §3, open): a tied embedding scaled as a hidden weight
@@ -184,8 +204,8 @@ def check_scalar(name: str, value: object) -> Scalar:
     if name == "rules":
         return check_rules(value)
     if row.kind == "choice":
-        if value not in SHAPES:
-            raise ValueError(f"{name} {value!r} is unknown; choices: {', '.join(SHAPES)}")
+        if not isinstance(value, str) or (row.choices and value not in row.choices):
+            raise ValueError(f"{name} {value!r} is unknown; choices: {', '.join(row.choices) or 'a name'}")
         return str(value)
     if row.kind == "int":
         value = whole(value)

@@ -16,8 +16,8 @@ from typing import Literal
 from tunnel.run import Body, Shape, TrunkSpec
 from tunnel.space import RULES, SWITCHES
 
-Role = Literal["embedding", "hidden", "readout", "vector"]
-ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "vector")
+Role = Literal["embedding", "hidden", "readout", "router", "vector"]
+ROLES: tuple[Role, ...] = ("embedding", "hidden", "readout", "router", "vector")
 
 __all__ = ["ROLES", "RULES", "SWITCHES", "Group", "Multipliers", "Role", "Scale", "groups", "multipliers", "scale"]
 
@@ -73,11 +73,13 @@ def scale(rules: str, role: Role, m_d: float, m_l: float) -> Scale:
     """Factors for a role at m_d = d/d_base and m_L = L/L_base.
 
     Embeddings, tied to the readout here, and vectors keep their base values, unless the switch `tied` says otherwise.
+    A router reads a width, as a hidden weight does, and has no multiplier behind it that could be divided by m_d: it is
+    scaled as one, so that its logits begin, and move, free of width. Whether they should begin smaller is open.
     """
     rule, switches = parsed(rules)
     decays = 0.0 if role == "vector" else 1.0  # norm gains are not pulled to 0  *assumed*
     deeper = 1 / math.sqrt(m_l) if "depth_lr" in switches else 1.0
-    scaled = role == "hidden" or (role == "embedding" and "tied" in switches)
+    scaled = role in ("hidden", "router") or (role == "embedding" and "tied" in switches)
     if rule == "standard" or not scaled:
         return Scale(lr=deeper, weight_decay=decays)
     return Scale(

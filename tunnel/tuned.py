@@ -12,7 +12,7 @@ import pandas as pd
 
 from tunnel.folder import store
 from tunnel.folder.store import Store
-from tunnel.space import MIX, SCALES, SHAPE, Choice, Range, Scalar
+from tunnel.space import BODY, MIX, SCALES, SHAPE, Choice, Range, Scalar
 from tunnel.study import Stage
 from tunnel.valleys import front, mixes, valley
 from tunnel.valleys.cube import Cube
@@ -21,7 +21,7 @@ WAY = ("decay", "decay_shape", "half_life")  # what decays off one trunk may dif
 WAYS = (*WAY, "min_ratio", "weight_decay", "beta2", "warmup")  # and what lists in a stage's space may vary
 HUGE = 700.0  # log of the largest float, nearly  *derived*
 LEAST_TRUNKS = 3  # that a bootstrap by trunk takes  *assumed*
-CELL = (*SHAPE, "D", "batch_tokens")  # readings that are compared
+CELL = ("D", "batch_tokens")  # with a body, readings that are compared
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,16 @@ def handed_on(keep: Store, stage: Stage) -> dict[str, Scalar]:
     return dict(stages.get(stage.name, {}).get("handed_on", {}))
 
 
+def body(found: pd.DataFrame) -> list[str]:
+    """What tells one body from another, of the columns that a table has."""
+    return [k for k in BODY if k in found]
+
+
 def last_rung(found: pd.DataFrame) -> pd.DataFrame:
     """Each shape's readings at its longest D; two batches round one rung to lengths half of each apart."""
     if not len(found):
         return found
-    by = found.groupby(list(SHAPE))
+    by = found.groupby(body(found))
     apart = (found.batch_tokens + by.batch_tokens.transform("max")) / 2
     return found[by.D.transform("max") - found.D < apart]
 
@@ -73,7 +78,7 @@ def best_ways(found: pd.DataFrame, besides: tuple[str, ...] = ()) -> pd.DataFram
     `besides`: what is no part of a way, but of the cell.
     """
     named = [k for k in (*WAYS, *mixes.columns(found)) if k not in besides]
-    kept = [best_way(cell, named)[1] for _, cell in found.groupby([*CELL, *besides], sort=False)]
+    kept = [best_way(cell, named)[1] for _, cell in found.groupby([*body(found), *CELL, *besides], sort=False)]
     return found.loc[np.concatenate([rows.index.to_numpy() for rows in kept])].sort_index()
 
 
@@ -109,11 +114,12 @@ def settled(found: pd.DataFrame, stage: Stage) -> dict[str, Setting]:
     several += shares
     if not several:
         return {}
-    lows = {k: own_low(rows) for k, rows in last.groupby([*SHAPE, *several], sort=False)}
-    least = {k[:2]: min(v for o, v in lows.items() if o[:2] == k[:2]) for k in lows}
+    n = len(body(last))
+    lows = {k: own_low(rows) for k, rows in last.groupby([*body(last), *several], sort=False)}
+    least = {k[:n]: min(v for o, v in lows.items() if o[:n] == k[:n]) for k in lows}
     above: dict[tuple[Any, ...], list[float]] = {}
     for k, low in lows.items():
-        above.setdefault(k[2:], []).append(low - least[k[:2]])
+        above.setdefault(k[n:], []).append(low - least[k[:n]])
     ranked = sorted((float(np.mean(v)), k) for k, v in above.items())
     ahead = f"; the next is {100 * math.expm1(ranked[1][0] - ranked[0][0]):.2g}% behind"
     where = f"best of {len(ranked)} ways over the shapes of stage {stage.name}, at their last rungs{ahead}"
@@ -141,7 +147,7 @@ def shared(name: str, rows: pd.DataFrame, otherwise: Setting) -> Setting:
 
 
 def best(stage: Stage, readings: pd.DataFrame) -> dict[str, Setting]:
-    """The settings a stage hands on: all it searched except shape, from the valley's fitted minimum.
+    """The settings a stage hands on: all it searched except the body's, from the valley's fitted minimum.
 
     Only the last rung counts, and of a list of shapes the largest. Values without an order are compared each at its own
     best; the numbers are then those of the best one, where it has readings enough, else of all.
@@ -202,7 +208,7 @@ def on_front(stage: Stage, frame: pd.DataFrame) -> dict[str, Setting]:
 
 def axes_of(stage: Stage, frame: pd.DataFrame) -> tuple[dict[str, Range], list[tuple[str, ...]]]:
     """What a stage tried: ranges, also of what its fan and decays list; and groups of values that have no order."""
-    axes = {k: a for k, a in stage.axes.items() if k not in SHAPE}
+    axes = {k: a for k, a in stage.axes.items() if k not in BODY}
     numeric = {k: a for k, a in axes.items() if isinstance(a, Range)}
     kinds: list[tuple[str, ...]] = [(k,) for k, a in axes.items() if isinstance(a, Choice)]
     several = [k for k in WAY if len({getattr(d, k) for d in stage.decays}) > 1]

@@ -88,7 +88,9 @@ def page(seen: load.Opened) -> None:
         st.warning(show.plain(doubt), icon=":material/balance:")
     axis(sides)
     st.subheader("What came of them")
-    st.dataframe(compare.results(sides), hide_index=True, placeholder="–", alt="Outcomes side by side")
+    came = compare.results(sides)
+    st.dataframe(came, hide_index=True, placeholder="–", height="content", alt="Outcomes side by side")
+    st.caption("How to read this: a column a side; forecast and measured are the target's loss, where it has one.")
     st.subheader("Where their settings differ")
     table = compare.differences(sides)
     if len(table):

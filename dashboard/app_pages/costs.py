@@ -54,22 +54,24 @@ COLUMNS = {
 
 
 def cards(status: dict[str, Any], book: Ledger, seen: load.Opened) -> None:
-    of, currency, tried = (
-        status["of_target"] or {"cost": None, "flops": None},
-        status["currency"],
-        book.attempts[book.attempts.state != IDLE],
-    )
+    of, currency = status["of_target"], status["currency"]
+    tried = book.attempts[book.attempts.state != IDLE]
     price = seen.asked.price if seen.asked else None
     at = f"At {money(price.cost(3600), currency)} per hour of one {show.plain(price.device)}." if price else None
     names = sorted(set(seen.readings.host.astype(str)))
     planned = f"{status['flops']:.3g} FLOPs of {status['flops_planned']:.3g} planned; a shared trunk counts once."
+    spent = [("FLOPs", f"{status['flops']:.3g}", planned)]
+    if of:
+        spent = [
+            ("Of the target's cost", share(of["cost"]), "The sweeps' money over the full-size run's, as planned."),
+            ("Of the target's FLOPs", share(of["flops"]), planned),
+        ]
     states = book.trials.state.value_counts().items() if len(book.trials) else ()
     show.cards(
         [
             ("Device time", duration(status["seconds"]), "All that the sweeps held, idle and failed time included."),
             ("Cost", money(status["cost"], currency), at),
-            ("Of the target's cost", share(of["cost"]), "The sweeps' money over the full-size run's, as planned."),
-            ("Of the target's FLOPs", share(of["flops"]), planned),
+            *spent,
             ("Trials", f"{len(book.trials):,}", ", ".join(f"{n:,} {s}" for s, n in states) or None),
             ("Attempts", f"{len(tried):,}" if len(tried) else "–", "What failed, or was cut off, takes several."),
             ("Finished models", f"{len(seen.complete):,}", "Readings: every decay forked off a trunk ends in one."),
@@ -95,7 +97,7 @@ def cost(status: dict[str, Any] | None, book: Ledger) -> None:
         ]
     )
     sums = {k: show.significant(k) for k in ("so far", "at most")}
-    st.dataframe(rows, hide_index=True, column_config={"taken": show.bar("taken"), **sums})
+    st.dataframe(rows, hide_index=True, column_config={"taken": show.bar("taken"), **sums}, alt="Limits")
     st.caption("How to read this: the sweep hands out no trial that would pass a limit, restarts included.")
 
 
@@ -111,7 +113,7 @@ def trained(seen: load.Opened, book: Ledger) -> None:
     kind = kind if kind in there else there[0]
     table = chosen(kinds[kind])
     money_of = {"cost": show.significant(f"cost ({seen.asked.price.currency})" if seen.asked else "cost", 3)}
-    listed(shown(table, kind), {**money_of, "trial": show.trials("row trial")})
+    listed(shown(table, kind), f"{len(table):,} {kind}s", {**money_of, "trial": show.trials("row trial")})
     clicks = "a click on a trial's name opens its page, one on a column's name sorts by it"
     said = f"{len(table):,} of {len(kinds[kind]):,}; {clicks}"
     if kind == TRIALS:
@@ -145,14 +147,14 @@ def shown(table: pd.DataFrame, kind: str) -> pd.DataFrame:
     return own.reindex(columns=SHOWN[kind].split()).dropna(axis="columns", how="all")
 
 
-def listed(table: pd.DataFrame, more: Mapping[str, Any] | None = None) -> None:
+def listed(table: pd.DataFrame, about: str, more: Mapping[str, Any] | None = None) -> None:
     """A table with names, units and formats; device time in a unit that suits the longest."""
     unit, held = "s", {}
     if "device_seconds" in table and len(table):
         unit, size = clock(float(table.device_seconds.max()))
         held = {"device_seconds": table.device_seconds / size}
     columns = {**COLUMNS, "device_seconds": show.decimal(f"device time ({unit})", 2), **(more or {})}
-    st.dataframe(table.assign(**held), hide_index=True, placeholder="–", column_config=columns, lazy=True)
+    st.dataframe(table.assign(**held), hide_index=True, placeholder="–", column_config=columns, lazy=True, alt=about)
 
 
 def times(texts: pd.Series) -> pd.Series:
@@ -169,7 +171,7 @@ def tried(seen: load.Opened, book: Ledger) -> None:
         trials = len(ended.drop_duplicates(["stage", "trial"]))
         show.figure(cost_figures.attempts(ended, trials), "attempts")
         rows = ledger.sessions(book.attempts)
-        listed(rows.assign(ended=times(rows.ended))[SESSION])
+        listed(rows.assign(ended=times(rows.ended))[SESSION], "Sessions, the newest first")
         st.caption(
             "How to read this: a session is one stage in one driver's life, the newest first; a sweep that was stopped "
             "and went on has several. Workers are busy while they have a trial."
@@ -178,7 +180,7 @@ def tried(seen: load.Opened, book: Ledger) -> None:
         show.nothing("No attempt has ended yet", "This folder holds none: its trials run, or are older than the count.")
     rows = ledger.hosts(seen.readings)
     if len(rows):
-        listed(rows.assign(first=times(rows["first"]), last=times(rows["last"])))
+        listed(rows.assign(first=times(rows["first"]), last=times(rows["last"])), "Hosts")
         st.caption("How to read this: FLOP/s are full count, and of training alone; small shapes reach less.")
 
 
@@ -199,7 +201,7 @@ def who(found: Deeds) -> None:
             for e in reversed(found.lines)
         ]
         table = pd.DataFrame(rows)
-        listed(table.assign(when=times(table.when)))
+        listed(table.assign(when=times(table.when)), "Who did what, the newest first")
         st.caption(
             "How to read this: the newest first; code is the tunnel's version and commit, + where it was changed."
         )
@@ -208,7 +210,7 @@ def who(found: Deeds) -> None:
     if len(found.environments):
         n = len(found.environments)
         with st.expander(f"In what it was measured: {n} environment{'s' * (n > 1)}"):
-            st.dataframe(found.environments, hide_index=True, placeholder="–")
+            st.dataframe(found.environments, hide_index=True, placeholder="–", alt="Environments")
             st.caption("How to read this: each record names the hash of its environment.")
 
 
@@ -246,7 +248,7 @@ def champion(found: Deeds) -> None:
     ]
     table = pd.DataFrame(rows)
     st.markdown("**Champions** of the studies here")
-    listed(table.assign(when=times(table.when)))
+    listed(table.assign(when=times(table.when)), "Promotions")
 
 
 def about(known: Any) -> str:

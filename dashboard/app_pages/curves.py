@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from dashboard import address, curve_figures, groups, load, show, trunk_figures
+from dashboard import address, curve_figures, expert_figures, groups, load, show, trunk_figures
 from dashboard.curve_figures import FLOPS, HOURS, TOKENS, Units
 from dashboard.figures import names_of, shape_name
-from dashboard.style import clock, nats
+from dashboard.style import clock, nats, short
 from dashboard.trunk_figures import Grown
 
 LISTED = 500  # trunks that can be chosen; the browser is sent them all  *assumed*
@@ -46,6 +46,8 @@ def trunks(rows: pd.DataFrame) -> pd.DataFrame:
     found = by.agg(
         width=("width", "first"),
         depth=("depth", "first"),
+        experts=("experts", "first"),
+        top_k=("top_k", "first"),
         lr=("lr", "first"),
         seed=("seed", "first"),
         loss=("loss", "min"),
@@ -55,7 +57,7 @@ def trunks(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def label(row: Any, seeds: bool, halted: bool) -> str:
-    shape = shape_name(row.width, row.depth)
+    shape = shape_name(row.width, row.depth) + (f" {row.top_k} of {row.experts}" if row.experts > 1 else "")
     end = f"loss {nats(row.loss)}" if pd.notna(row.loss) else "diverged"
     more = (f" · seed {row.seed}" if seeds else "") + (" · stopped by halving" if halted else "")
     return f"{shape} · lr {row.lr:.3g} · {end} · {int(row.forks)} fork{'s' * (row.forks != 1)}{more} · {row.tree[:6]}"
@@ -86,6 +88,17 @@ def tree(seen: load.Opened, rows: pd.DataFrame, chosen: str, states: Mapping[str
         fig = curve_figures.tree(mine, one.curve, one.forks, joins, units)
         show.figure(fig, f"tree {chosen} {units.x} {units.y}")
     stability(mine)
+    experts(seen, mine)
+
+
+def experts(seen: load.Opened, mine: pd.DataFrame) -> None:
+    """How the longest reading's tokens spread over its experts, where it has any."""
+    done = mine[mine.loss.notna()].sort_values("D")
+    loads = load.expert_load(seen.root, str(done.fingerprint.iloc[-1])) if len(done) else []
+    if loads:
+        r = done.iloc[-1]
+        name = f"{shape_name(r.width, r.depth)} with {r.top_k} of {r.experts} experts at D = {short(r.D)}"
+        show.figure(expert_figures.load(loads, name), f"experts {r.fingerprint}")
 
 
 def stability(mine: pd.DataFrame) -> None:
@@ -97,7 +110,14 @@ def stability(mine: pd.DataFrame) -> None:
     shown = mine.sort_values(["D", "decay"])[["D", "decay", "decay_shape", "loss", *known]]
     numbers = {"D": st.column_config.NumberColumn("D (tokens)", format="localized"), "loss": show.decimal("loss")}
     decay = {"decay": st.column_config.NumberColumn("decay", format="percent")}
-    st.dataframe(shown, hide_index=True, placeholder="–", column_config={**numbers, **decay, **STABILITY})
+    columns = {**numbers, **decay, **STABILITY}
+    st.dataframe(
+        shown, hide_index=True, placeholder="–", column_config=columns, alt="How near to the edge its runs came"
+    )
+    st.caption(
+        "How to read this: a line a reading, and how near its run came to the edge: logits that grow, steps that are "
+        "clipped and spikes come before a run diverges."
+    )
 
 
 def fans(

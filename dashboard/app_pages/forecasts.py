@@ -137,8 +137,8 @@ def page(seen: load.Opened) -> None:
         show.nothing(
             "There are no forecasts yet",
             show.plain(why)
-            or "While a sweep runs, every next reading is forecast before it is known, as soon as enough are read; "
-            "`tunnel recommend` registers the target's.",
+            or "While a sweep runs, every next reading is forecast before it is known, as soon as enough are read"
+            + ("." if seen.compares else "; `tunnel recommend` registers the target's."),
         )
         return
     st.subheader("How far forecasts can be trusted")
@@ -154,7 +154,9 @@ def page(seen: load.Opened) -> None:
                 show.figure(forecast_figures.by_distance(rows), "by distance")
         formats = {title: show.decimal(title, 2) for title in MEANS.values()}
         percent = st.column_config.NumberColumn("coverage", format="percent")
-        st.dataframe(counts(found), hide_index=True, column_config={"coverage": percent, **formats})
+        st.dataframe(
+            counts(found), hide_index=True, column_config={"coverage": percent, **formats}, alt="How forecasts fared"
+        )
         st.caption("How to read this: an interval score is the width, and 20 times what lay outside; less is better.")
     three = [r for r in rows if r["kind"] == "counterfactual"][-3:]
     if three:
@@ -163,7 +165,8 @@ def page(seen: load.Opened) -> None:
     st.subheader("All forecasts")
     numbers = {k: show.decimal(k) for k in ("forecast", "low", "high", "measured")}
     percents = {k: show.decimal(k, 2) for k in ("error (%)", "score (%)", "beyond (decades)")}
-    st.dataframe(listed(rows), hide_index=True, column_config={**numbers, **percents})
+    percents["registered"] = st.column_config.DatetimeColumn("registered (UTC)", format="YYYY-MM-DD HH:mm:ss")
+    st.dataframe(listed(rows), hide_index=True, column_config={**numbers, **percents}, alt="All forecasts")
 
 
 if __name__ == "__main__":  # Streamlit runs a page as a script

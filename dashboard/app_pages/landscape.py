@@ -168,6 +168,8 @@ def listed(done: pd.DataFrame, names: list[str]) -> None:
     rows = done.sort_values(LOSS).head(LISTED).reset_index(drop=True)
     columns = ["name", *(n for n in names if n != LOSS), *(k for k in ("D", "seed") if k not in names), LOSS]
     numbers = {"lr": show.significant("lr", 3), LOSS: show.decimal("loss (nats/token)"), "name": "trial"}
+    lengths = {"D": "D (tokens)", "warmup": "warmup (tokens)"}
+    numbers |= {k: st.column_config.NumberColumn(label, format="localized") for k, label in lengths.items()}
     found = st.dataframe(
         rows[columns],
         hide_index=True,

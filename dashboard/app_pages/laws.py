@@ -10,6 +10,7 @@ import streamlit as st
 from dashboard import groups, law_figures, load, show, whatif
 from dashboard.style import nats, short
 from dashboard.whatif import LOSSES, Told
+from tunnel.answers.ladder import SCHEMA
 
 
 def table(fit: dict[str, Any]) -> pd.DataFrame:
@@ -38,6 +39,8 @@ def table(fit: dict[str, Any]) -> pd.DataFrame:
 
 def page(seen: load.Opened) -> None:
     fit = seen.fit
+    if fit is None and show.no_target(seen):
+        return
     if fit is None and seen.asked is not None and ladder_of(seen) is None:
         show.nothing(
             "There is no law of this study's losses",
@@ -52,7 +55,8 @@ def page(seen: load.Opened) -> None:
             "fits it when it is done.",
         )
         return
-    show.old(fit, seen, "tunnel fit")
+    if load.outdated(seen, fit):
+        show.old(seen, f"fits/{ladder_of(seen)}.json", "tunnel fit", older=fit.get("schema") != SCHEMA)
     one = chosen(seen, fit)
     if one is not None and one.why:
         show.nothing("This form tells no forecast", show.plain(f"{one.why}."))
@@ -79,7 +83,7 @@ def page(seen: load.Opened) -> None:
         with others:
             every(seen, fit)
     st.subheader("Forms that were tried")
-    st.table(table(fit).map(show.plain), hide_index=True)
+    st.table(table(fit).map(show.plain), hide_index=True, alt="Forms that were tried")
 
 
 @st.cache_data(max_entries=128, show_spinner="Fitting another form …")

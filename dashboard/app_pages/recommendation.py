@@ -15,6 +15,7 @@ from tunnel.answers import worth
 from tunnel.space import DIMENSIONS
 
 LENGTHS = ("warmup", "tokens", "batch_tokens")
+WIDTHS = {"setting": 158, "value": 84, "90% interval": 164, "unit": 134, "source": 440}  # pixels of columns
 UNITS = {
     **{k: "tokens" for k in LENGTHS},
     "decay": "fraction of D",
@@ -121,6 +122,8 @@ def listed(told: dict[str, Any]) -> None:
         table,
         hide_index=True,
         key="settings",
+        column_config={name: st.column_config.Column(width=width) for name, width in WIDTHS.items()},
+        height="content",
         on_select=chosen,
         selection_mode="single-row",
         alt="The target's settings",
@@ -232,15 +235,15 @@ def downloads(seen: load.Opened, told: dict[str, Any]) -> None:
 
 def kept(root: Any, to: str) -> None:
     """A bundle that was exported already."""
-    found = load.bundle(root, to)
+    found = bundles.exported(root, to)
     if found is None:
         return
-    if found[1] > load.LARGEST_BUNDLE:
+    if found[1] > bundles.LARGEST_BUNDLE:
         st.markdown(f"The bundle has {short(found[1])}B; it lies in {show.plain(str(found[0]))}")
         return
     st.download_button(
         f"Bundle for {to} (zip)",
-        lambda: load.packed(found[0]),
+        lambda: bundles.packed(found[0]),
         f"{root.name}-{to}.zip",
         "application/zip",
         icon=":material/folder_zip:",
@@ -277,13 +280,16 @@ def model_card(seen: load.Opened, told: dict[str, Any]) -> None:
 
 def page(seen: load.Opened) -> None:
     told = seen.recommendation
+    if told is None and show.no_target(seen):
+        return
     if told is None:
         show.nothing(
             "There is no recommendation yet",
             "`tunnel recommend` makes it from the finished ladder, and registers its forecast before the target.",
         )
         return
-    show.old(told, seen, "tunnel recommend")
+    if load.outdated(seen, told) and not load.begun(seen.root):  # what was registered before a target's start stands
+        show.old(seen, "recommendation.json", "tunnel recommend")
     cards(told)
     st.subheader("Cautions")
     cautions(told)

@@ -14,22 +14,23 @@ SUMMING = 0.4  # seconds that a look at the table may take before the rest is le
 NEXT = 1.0  # seconds until then  *assumed*
 IDLE = 10.0  # seconds between looks where nothing runs  *assumed*
 ROWS, ROW = 12, 35  # that are in sight, and pixels of one: Streamlit's own
-SHOWN = [
-    "study",
-    "state",
-    "done",
-    "left",
-    "best",
-    "forecast",
-    "measured",
-    "error",
-    "verdict",
-    "cost",
-    "seconds",
-    "readings",
-    "changed",
-    "question",
-]
+SHOWN = {  # the columns in their order, and the pixels of each: down to the verdict they fit on 1280
+    "open": 58,
+    "study": 124,
+    "state": 76,
+    "done": 84,
+    "left": 76,
+    "cost": 84,
+    "best": 74,
+    "forecast": 74,
+    "measured": 78,
+    "verdict": 92,
+    "error": 76,
+    "seconds": 100,
+    "readings": 78,
+    "changed": 110,
+    "question": 420,
+}
 SEARCHED = ("study", "question")
 
 
@@ -62,7 +63,7 @@ def listed(wait: float) -> None:
     )
     shown = shown.assign(changed=pd.to_datetime(rows.changed, unit="s", utc=True))
     currencies = sorted(set(rows.currency) - {""})
-    order = ["open", *SHOWN, *(["currency"] if len(currencies) > 1 else [])]
+    order = [*SHOWN, *(["currency"] if len(currencies) > 1 else [])]
     st.dataframe(
         shown[order],
         hide_index=True,
@@ -81,8 +82,7 @@ def listed(wait: float) -> None:
 
 def columns(unit: str, currencies: list[str]) -> dict[str, Any]:
     cost = f"cost ({currencies[0]})" if len(currencies) == 1 else "cost"
-    return {
-        "open": st.column_config.ButtonColumn("", key="open", on_click=choose, type="tertiary", width="small"),
+    found = {
         "study": st.column_config.TextColumn("study", pinned=True),
         "done": show.bar("trials done"),
         "left": st.column_config.TextColumn("time left"),
@@ -93,8 +93,10 @@ def columns(unit: str, currencies: list[str]) -> dict[str, Any]:
         "cost": st.column_config.NumberColumn(cost, format="%.4g"),
         "seconds": show.decimal(f"device time ({unit})", 2),
         "changed": st.column_config.DatetimeColumn("last change", format="distance"),
-        "question": st.column_config.TextColumn("question", width="large"),
     }
+    sized = {k: {**found.get(k, st.column_config.Column()), "width": width} for k, width in SHOWN.items()}
+    button = st.column_config.ButtonColumn("", key="open", on_click=choose, type="tertiary", width=SHOWN["open"])
+    return {**sized, "open": button}
 
 
 def choose() -> None:
@@ -118,8 +120,8 @@ def matching(table: pd.DataFrame, text: str, states: list[str]) -> pd.DataFrame:
 
 
 def cards(seen: load.Opened, status: dict[str, Any] | None) -> None:
-    """State and cost, then the losses: expected and measured."""
-    told, check, done = seen.recommendation, seen.check, seen.complete
+    """State and cost, then the target's losses, where it has one."""
+    told, done = seen.recommendation, seen.complete
     state, finished = show.state_of(status, load.alive(seen.root)), "–"
     tokens, shared, spent, cost = "–", "–", "–", "–"
     if status:
@@ -128,31 +130,30 @@ def cards(seen: load.Opened, status: dict[str, Any] | None) -> None:
         tokens, spent = short(k["trained"]), duration(status["seconds"])
         shared = f"{k['trained'] / k['from_scratch']:.0%}" if k["from_scratch"] else "–"
         cost = money(status["cost"], status["currency"])
+    found = [
+        ("State", state, None),
+        ("Finished trials", finished, "One candidate at one seed: a trunk with its forks."),
+        ("Finished models", str(len(done)), "Readings: every decay forked off a trunk ends in one."),
+        ("Best proxy (nats/token)", nats(done.loss.min()) if len(done) else "–", None),
+        ("Tokens trained", tokens, None),
+        ("Share of from scratch", shared, "Tokens trained, of those that the same models take without shared trunks."),
+        ("Device time", spent, "All that its sweeps held of the devices, idle and failed time included."),
+        ("Cost", cost, "Device time at the study's price."),
+    ]
+    show.cards(found if seen.compares and told is None else [*found, *outcome(seen)])
+
+
+def outcome(seen: load.Opened) -> list[tuple[str, str, str | None]]:
+    """The target's losses: expected and measured."""
+    told, check = seen.recommendation, seen.check
     measured = check["measured"] if check else None
-    show.cards(
-        [
-            ("State", state, None),
-            ("Finished trials", finished, "One candidate at one seed: a trunk with its forks."),
-            ("Finished models", str(len(done)), "Readings: every decay forked off a trunk ends in one."),
-            ("Best proxy (nats/token)", nats(done.loss.min()) if len(done) else "–", None),
-            ("Tokens trained", tokens, None),
-            (
-                "Share of from scratch",
-                shared,
-                "Tokens trained, of those that the same models take without shared trunks.",
-            ),
-            ("Device time", spent, "All that its sweeps held of the devices, idle and failed time included."),
-            ("Cost", cost, "Device time at the study's price."),
-            ("Forecast (nats/token)", nats(told["forecast"]) if told else "–", "Of the target's loss."),
-            ("90% interval", f"{nats(told['low'])} – {nats(told['high'])}" if told else "–", None),
-            ("Measured (nats/token)", nats(measured) if measured is not None else "–", "The target's loss."),
-            (
-                "Verdict",
-                show.verdict(check, told),
-                "Where the measured loss lies: inside or outside of the forecast's interval.",
-            ),
-        ]
-    )
+    where = "Where the measured loss lies: inside or outside of the forecast's interval."
+    return [
+        ("Forecast (nats/token)", nats(told["forecast"]) if told else "–", "Of the target's loss."),
+        ("90% interval", f"{nats(told['low'])} – {nats(told['high'])}" if told else "–", None),
+        ("Measured (nats/token)", nats(measured) if measured is not None else "–", "The target's loss."),
+        ("Verdict", show.verdict(check, told, seen.compares), where),
+    ]
 
 
 def stages(status: dict[str, Any]) -> None:
@@ -161,6 +162,15 @@ def stages(status: dict[str, Any]) -> None:
         for k, v in status["stages"].items()
     ]
     st.dataframe(pd.DataFrame(rows), hide_index=True, column_config={"done": show.bar("done")}, alt="Stages")
+
+
+def compared(seen: load.Opened) -> None:
+    """What the study's bodies show side by side, as `tunnel compare` has it."""
+    for title, table in load.comparison(seen).items():
+        st.subheader(show.plain(title))
+        st.dataframe(pd.DataFrame(table["rows"]), hide_index=True, placeholder="–", alt=title)
+        for line in table["words"]:
+            st.markdown(f"- {show.plain(line)}")
 
 
 def page(seen: load.Opened) -> None:
@@ -177,6 +187,7 @@ def page(seen: load.Opened) -> None:
             "No model is finished yet",
             "The first reading appears when the first trial's first decay ends; the page Live says how far it is.",
         )
+    compared(seen)
     if status:
         st.subheader("Stages")
         stages(status)

@@ -57,7 +57,7 @@ def verdicts(setting: str, by_rules: Mapping[str, Found]) -> None:
         show.nothing(f"There is no verdict on {show.plain(setting)} yet", show.plain(why))
         return
     show.figure(transfer_figures.verdicts(setting, by_rules), f"verdicts {setting}")
-    st.dataframe(table(by_rules), hide_index=True, placeholder="–", column_config=COLUMNS)
+    st.dataframe(table(by_rules), hide_index=True, placeholder="–", column_config=COLUMNS, alt=f"Verdicts on {setting}")
     st.caption(
         "How to read this: penalty is what the largest loss among the sizes comes to, noise is one seed's standard "
         "deviation of the loss, and octaves are how far the best value moves over a tenfold size."
@@ -79,12 +79,13 @@ def along(seen: load.Opened, told: Judged, setting: str) -> None:
     how = right.segmented_control("Show", [ABOVE, LOSS], default=ABOVE, required=True, key="shown", bind="query-params")
     shown = [one for one in found if one.place == place][:PANELS]
     key = f"{seen.root.name} {setting} {axis} {place}"
-    show.figure(transfer_figures.valleys(setting, shown, how == ABOVE), f"valleys {key}")
     moves = transfer_figures.drift(setting, shown)
-    if moves is not None:
-        show.figure(moves, f"drift {key}")
-    else:
-        show.nothing("No valley here has a minimum", "Their lowest points lie at an edge: widen the range.")
+    with show.figures():
+        show.figure(transfer_figures.valleys(setting, shown, how == ABOVE), f"valleys {key}")
+        if moves is not None:
+            show.figure(moves, f"drift {key}")
+        else:
+            show.nothing("No valley here has a minimum", "Their lowest points lie at an edge: widen the range.")
 
 
 # fans
@@ -164,7 +165,7 @@ def state(seen: load.Opened, told: Judged) -> None:
     """What the verdicts rest on, where that is not simply verdict.json."""
     running = (alive := load.alive(seen.root)) is not None and alive.running
     if told.kept and told.old:
-        st.info("There are newer readings than this rests on; `tunnel verdict` renews it.", icon=":material/update:")
+        show.old(seen, "verdict.json", "tunnel verdict")
     elif not told.kept:
         more = "the sweep goes on, and they may change" if running else "`tunnel verdict` adds the coordinate check"
         made = f"These verdicts are made of the {len(seen.complete)} readings so far"

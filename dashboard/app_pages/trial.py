@@ -117,7 +117,7 @@ def page(seen: load.Opened) -> None:
             st.warning(f"Diverged: {show.plain(str(why.why))}.", icon=":material/trending_up:")
         tree(seen, rows, told)
         st.subheader("Its readings")
-        listed(rows.reindex(columns=READINGS).assign(started=times(rows.started)))
+        listed(rows.reindex(columns=READINGS).assign(started=times(rows.started)), "Its readings")
         st.subheader("Its settings")
         first = rows.iloc[0]
         values = {k: first[k] for k in SETTINGS if k in rows} | (ask["params"] if ask else {})
@@ -133,7 +133,7 @@ def page(seen: load.Opened) -> None:
     if len(tried):
         st.subheader("Its attempts")
         table = tried.assign(ended=times(tried.when), device_seconds=tried.seconds)
-        listed(table[["ended", "state", "device_seconds", "session"]])
+        listed(table[["ended", "state", "device_seconds", "session"]], "Its attempts")
 
 
 if __name__ == "__main__":  # Streamlit runs a page as a script

@@ -41,7 +41,7 @@ def answer(facts: Facts, w: Words) -> Markup:
         parts.append(tag("p", w("older", command="tunnel recommend"), class_="note"))
     if facts.told:
         parts += [cards(facts, w), tag("p", w("unit"), class_="note")]
-    return tag("section", tag("h2", w("h_answer")), *parts, *judged(facts, w))
+    return tag("section", tag("h2", w("h_answer")), *parts, *judged(facts, w), *compared(facts))
 
 
 def sentences(facts: Facts, w: Words) -> list[str]:
@@ -52,7 +52,8 @@ def sentences(facts: Facts, w: Words) -> list[str]:
     if facts.state == "measuring":
         found = [far(facts, w)]
     elif facts.check is None:
-        found = [*verdicts(facts, w), w(f"answer_{facts.state}", target=target)]
+        each, all_ = verdicts(facts, w), w(f"answer_{facts.state}", target=target)
+        found = [all_, *each] if facts.state == "compared" else [*each, all_]
     if len(rows) and facts.state != "judged":
         best = least(rows)
         shape = shape_name(best.width, best.depth)
@@ -148,6 +149,21 @@ def judged(facts: Facts, w: Words) -> list[Markup]:
         return []
     names = [w(f"col_{k}") for k in ("setting", "over", "verdict", "penalty", "limit")]
     return [table(names, rows, w("verdicts_caption"), numbers=(3, 4))]
+
+
+def compared(facts: Facts) -> list[Markup]:
+    """What the study's bodies show side by side, in the tunnel's own words."""
+    found = []
+    for title, told in facts.compared.items():
+        rows: list[list[Markup | str | None]] = [[cell(v) for v in row.values()] for row in told["rows"]]
+        shown = table(list(told["rows"][0]), rows, title) if rows else tag("h3", title)
+        found.append(tag("div", shown, *(tag("p", line) for line in told["words"]), lang="en"))
+    return found
+
+
+def cell(value: Any) -> str:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return written(value) if number or value is None else str(value)
 
 
 # settings

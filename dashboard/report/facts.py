@@ -23,6 +23,7 @@ class Facts:
     forecasts: Mapping[str, Any] | None
     judged: Judged
     running: bool
+    compared: Mapping[str, dict[str, Any]]  # tables by title, with the sentences that they say
 
     @property
     def name(self) -> str:
@@ -58,7 +59,7 @@ class Facts:
 
     @property
     def state(self) -> str:
-        """nothing, measuring, measured, judged, forecast, inside, outside or diverged."""
+        """nothing, measuring, measured, judged, compared, forecast, inside, outside or diverged."""
         if self.check is not None:
             measured = self.check["measured"] is not None
             return ("inside" if self.check["inside"] else "outside") if measured else "diverged"
@@ -67,6 +68,8 @@ class Facts:
         if not len(self.seen.complete):
             return "nothing"
         done = self.status is not None and self.status["state"] == "complete"
+        if done and self.seen.compares:
+            return "compared"
         if done and self.ladder is None and self.judged.by_setting:
             return "judged"
         return "measured" if done and self.ladder else "measuring"
@@ -74,8 +77,9 @@ class Facts:
     @property
     def is_old(self) -> bool:
         """Whether there are newer readings than the recommendation rests on, and it can still be made anew."""
-        rests = (self.told or {}).get("readings_hash")
-        return self.check is None and None not in (rests, self.seen.resting_on) and rests != self.seen.resting_on
+        told = self.told
+        old = self.check is None and told is not None and load.outdated(self.seen, told)
+        return old and load.newer(self.seen, "recommendation.json")
 
 
 def read(root: Path) -> Facts:
@@ -83,7 +87,8 @@ def read(root: Path) -> Facts:
     seen = load.opened(root)
     alive = load.alive(root)
     judged = judge.judged(seen) if seen.verdict or not has_ladder(seen) else Judged({})
-    return Facts(seen, load.status(root), load.forecasts(root)[0], judged, alive is not None and alive.running)
+    running = alive is not None and alive.running
+    return Facts(seen, load.status(root), load.forecasts(root)[0], judged, running, load.comparison(seen))
 
 
 def has_ladder(seen: Opened) -> bool:

@@ -14,10 +14,13 @@ from tunnel import __version__
 
 TERMS = ("loss", "small", "lr", "warmup", "law", "interval", "forecast", "token", "parameters")
 ABOUT = ("edge", "fit", "seeds", "data", "drift", "batch", "shape", "forced")
+STATUS = ("status", "status {dir}")
+UNDER_WAY = ("plan", "sweep", "resume", "train")  # where something runs
 STEPS = {  # what a state asks for: the table's text, and the command
     "nothing": (("plan", "plan {dir}"), ("sweep", "sweep {dir}")),
-    "measuring": (("resume", "sweep {dir}"), ("status", "status {dir}")),
+    "measuring": (("resume", "sweep {dir}"), STATUS),
     "measured": (("recommend", "recommend {dir}"),),
+    "compared": (("compare", "compare {dir}"), ("look", "dashboard {dir}")),
     "judged": (("verdict", "verdict {dir}"), ("look", "dashboard {dir}")),
     "forecast": (("export", "export {dir} --to hf"), ("train", "train {dir}"), ("check", "check {dir}")),
     "inside": (("export", "export {dir} --to hf"), ("promote", "promote {dir}")),
@@ -103,9 +106,8 @@ def cost(facts: Facts, w: Words) -> Markup:
 
 def steps(facts: Facts, w: Words) -> Markup:
     where = shlex.quote(facts.name)
-    rows = STEPS[facts.state]
-    if facts.running or facts.judged.kept:  # what the first step asks for is under way, or done
-        rows = rows[1:]
+    past = (UNDER_WAY if facts.running else ()) + (("verdict",) if facts.judged.kept else ())
+    rows = [row for row in STEPS[facts.state] if row[0] not in past] or [STATUS]
     items = [
         tag("li", tag("p", w(f"next_{key}", target=facts.target or "")), tag("pre", tag("code", f"tunnel {line}")))
         for key, line in ((key, line.replace("{dir}", where)) for key, line in rows)

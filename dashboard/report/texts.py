@@ -40,6 +40,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "state_measuring": ("measuring", "測定中"),
     "state_measured": ("measured, no forecast yet", "測定済み・予測はまだ"),
     "state_judged": ("judged", "判定済み"),
+    "state_compared": ("compared", "比較済み"),
     "state_forecast": ("forecast made", "予測済み"),
     "state_inside": ("forecast checked: it held", "検証済み：予測区間内"),
     "state_outside": ("forecast checked: it missed", "検証済み：予測区間外"),
@@ -65,6 +66,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "answer_judged": (
         "This study asks of each setting: does the value that is best for small models still serve larger ones?",
         "このスタディでは、小型モデルで最適だった値が大きなモデルでもそのまま使えるかを、設定ごとに調べました。",
+    ),
+    "answer_compared": (
+        "All models of this study are trained. It compares them with each other, and forecasts no larger one.",
+        "このスタディのモデルの学習はすべて終わりました。モデルどうしを比べるもので、より大きなモデルの予測はしません。",
     ),
     "answer_best": (
         "The best small model so far ({shape}, learning rate {lr}) reached a loss of {loss} nats per token.",
@@ -336,6 +341,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "next_status": ("See how far they are:", "進み具合を見る："),
     "next_verdict": ("Work out what carries over to larger models:", "大きなモデルでも使える設定を判定する："),
+    "next_compare": ("See what the models show side by side:", "モデルどうしの比較を見る："),
     "next_look": ("Look closer, in a browser:", "ブラウザで詳しく見る："),
     "next_recommend": ("Work out the settings, and write the forecast down:", "推奨設定を計算し、予測を登録する："),
     "next_export": ("Take the settings to your own trainer:", "推奨設定を学習ツールに書き出す："),

@@ -21,7 +21,7 @@ import pytest
 from exporting import BATCH, SEQ, a_run, recommended
 
 from tunnel.export import export, get, names
-from tunnel.run import RunSpec
+from tunnel.run import Mixture, RunSpec
 
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path(os.environ.get("TUNNEL_EXPORTS", "~/.cache/tunnel/exports")).expanduser()
@@ -31,8 +31,11 @@ RUNS: dict[str, tuple[RunSpec, int]] = {
     "completep": (a_run(64, 4, rules="completep", decay_shape="linear", min_ratio=0.1, warmup=20, precision="bf16"), 2),
     "standard": (a_run(64, 2, rules="standard", decay_shape="cosine", warmup=1, decay=90), 4),
 }
+MIXTURES = ("hf", "megatron")  # who has a form of them
+RUNS["mixture"] = (a_run(64, 4, family="moe", mixture=Mixture(experts=4, top_k=2, granularity=2)), 1)
+ASKED = [(to, run) for to in FIRST for run in RUNS if run != "mixture" or to in MIXTURES]
 # one target to one worker, which keeps what its probes found
-CASES = [pytest.param(to, run, marks=pytest.mark.xdist_group(to), id=f"{to}-{run}") for to in FIRST for run in RUNS]
+CASES = [pytest.param(to, run, marks=pytest.mark.xdist_group(to), id=f"{to}-{run}") for to, run in ASKED]
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ import numpy as np
 import pytest
 from conftest import TINY, run_spec, trunk_spec
 from exporting import SEQ, a_run, recommended
+from test_parallel import group, joined
 
 from tunnel import study
 from tunnel.errors import UserError
 from tunnel.export import _forms, _model, _tokenizer
 from tunnel.export._forms import Form, granite
 from tunnel.families import gpt
+from tunnel.folder import checkpoint
 from tunnel.folder.store import Store
 from tunnel.run import RunSpec, Trial
-from tunnel.training import forks
+from tunnel.training import forks, parallel
 from tunnel.training.data import SEPARATOR, Corpus
 
 ROUNDING = 1e-5  # of a logit after ten steps: norms are computed in single precision; a wrong epsilon moves it by 1e-3
@@ -117,14 +121,14 @@ def finished(
     root = tmp_path_factory.mktemp("study")
     run = run_spec(trunk_spec(), 12, 6)
     keep = Store(root)
-    list(forks.grow(Trial(stage="target:big", number=0, runs=(run,)), keep, corpus))
+    list(forks.grow(Trial(stage="target:big", number=0, runs=(run,), keeps=True), keep, corpus))
     paths, text = json.dumps(list(documents.paths)), TINY.replace('"synthetic"', '"gpt"')
     data = f'[data]\ncorpus = "files"\npaths = {paths}\nheld_out = 0.2\neval_tokens = 512\n[model]'
     (root / "study.toml").write_text(text.replace("[model]", data, 1))
     return study.load(root / "study.toml"), keep, run
 
 
-@pytest.mark.parametrize("kind", _model.CLASSES)
+@pytest.mark.parametrize("kind", _model.KINDS)
 def test_the_trained_model_loads_and_generates(kind: str, finished: Any, corpus: Corpus, tmp_path: Path) -> None:
     """By AutoModelForCausalLM; its logits are the trained model's, to 1e-5, and the loss the record's."""
     import torch
@@ -158,6 +162,42 @@ def test_the_trained_model_loads_and_generates(kind: str, finished: Any, corpus:
     assert tokenizer.decode(made[0]).startswith("loss falls")
     card = (tmp_path / "m" / "README.md").read_text()
     assert all(word in card for word in ("license:", "forecast before training: 2.0000", "Limits:", run.fingerprint))
+
+
+def led(rank: int, world: int, port: int, folder: Path, corpus: Corpus, run: RunSpec, shard: Any) -> None:
+    """The target over several processes, as Ray Train's workers train it."""
+    joined(rank, world, port)
+    if rank:
+        parallel.follow(corpus)
+        return
+    trial = Trial(stage="target:big", number=0, runs=(run,), keeps=True)
+    list(forks.grow(trial, Store(folder), corpus, partial(parallel.lead, means=parallel.Means(shard))))
+    parallel.end()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shard", "files"), [("none", 1), ("full", 2)])
+def test_the_model_is_the_one_that_several_processes_left(
+    finished: Any, corpus: Corpus, tmp_path: Path, shard: str, files: int
+) -> None:
+    """Not its decay trained again by one, which rounds otherwise: that is what is left where its state is gone."""
+    from safetensors.numpy import load_file
+
+    asked, _, run = finished
+    group(2, led, tmp_path, corpus, run, shard)
+    keep = Store(tmp_path)
+    left = keep.checkpoint(run.fingerprint, run.tokens)
+    assert len(list(left.glob("state*.safetensors"))) == files
+    said = [_model.export(asked, keep, recommended(run), "hf", tmp_path / "one")]
+    shutil.rmtree(left)
+    said.append(_model.export(asked, keep, recommended(run), "hf", tmp_path / "two"))
+    assert [s["exact"] for s in said] == [True, False]
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    assert max(float(np.abs(one[k] - two[k]).max()) for k in one) < 1e-3
+    record = keep.record(run.fingerprint)
+    assert record is not None
+    assert checkpoint.digests({f"model.{k}": v for k, v in one.items()}, {})["weights"] == record.final["weights"]
 
 
 def test_what_was_not_trained_has_no_model(finished: Any, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import yaml
 from exporting import BATCH, a_run, recommended, shipped
 
 from tunnel.errors import UserError
-from tunnel.export import export, get, megatron_bridge, nanotron, targets
-from tunnel.run import RunSpec
+from tunnel.export import export, get, megatron_bridge, names, nanotron, targets
+from tunnel.folder.store import Store
+from tunnel.run import Joined, Mixed, RunSpec
+from tunnel.sweeps import pipeline
 
 
 def dropped(rate: float) -> RunSpec:
@@ -104,18 +106,48 @@ def test_nanotron_decays_and_warms_up(warmup: int, style: str, tmp_path: Path) -
     assert said["exact"] == (warmup == 1)
 
 
-def test_what_a_job_must_read_is_in_its_readme(tmp_path: Path) -> None:
-    from tunnel.run import Joined, Mixed
-
-    run = a_run()
+def changing(run: RunSpec, at: int = 10) -> RunSpec:
+    """The run, with data that joins after so many steps, and a mix of its decay's own."""
     source = run.trunk.source
-    more = source.replaced(then=(Joined(at=10 * BATCH, share=0.25, source=source.replaced(corpus="late")),))
-    mixed = run.replaced(
-        trunk=run.trunk.replaced(source=more), mix=(Mixed(name="m", share=0.5, source=source.replaced(corpus="good")),)
-    )
-    export(recommended(mixed), "json", tmp_path / "b")
+    more = source.replaced(then=(Joined(at=at * BATCH, share=0.25, source=source.replaced(corpus="late")),))
+    mix = (Mixed(name="m", share=0.5, source=source.replaced(corpus="good")),)
+    return run.replaced(trunk=run.trunk.replaced(source=more), mix=mix)
+
+
+def test_what_a_job_must_read_is_in_its_readme(tmp_path: Path) -> None:
+    export(recommended(changing(a_run())), "json", tmp_path / "b")
     text = (tmp_path / "b" / "README.md").read_text()
     assert "stdlib; 25% late from step 10 on; 50% good in the decay, from step 80 on" in text
+
+
+@pytest.mark.parametrize("to", names())
+def test_data_that_changes_is_lost_where_the_data_is_the_jobs_own(to: str, tmp_path: Path) -> None:
+    """In `json` it stands, for a job that reads that; a mix of the whole trunk is no change."""
+    run = a_run(precision="bf16")
+    plain, mixed, whole = (
+        export(recommended(r), to, tmp_path / str(i), allow_lossy=True)["fidelity"]
+        for i, r in enumerate((run, changing(run), changing(run, at=0).replaced(mix=())))
+    )
+    lost = [] if to == "json" else ["data_joined", "decay_mix"]
+    assert [k for k in mixed["lossy"] if k not in plain["lossy"]] == lost
+    assert whole["lossy"] == plain["lossy"]
+    if lost:
+        with pytest.raises(UserError, match=r"--allow-lossy writes the nearest there is"):
+            export(recommended(changing(run)), to, tmp_path / "b")
+        fields = json.loads((tmp_path / "1" / "FIDELITY.json").read_text())["fields"]
+        assert fields["decay_mix"]["how"] == fields["data_joined"]["how"] == "impossible"
+        assert fields["decay_mix"]["reason"] == "the job itself must make its data 50% m from step 80 on"
+
+
+def test_a_run_that_transformers_cannot_take_is_exported_as_data(tmp_path: Path) -> None:
+    """`tunnel run` goes on to its target."""
+    said: list[str] = []
+    told, as_data = recommended(changing(a_run())), tmp_path / "export" / "json"
+    for _ in range(2):
+        assert pipeline.exported(Store(tmp_path), told, "hf", said.append) == as_data
+    assert json.loads((as_data / "recommendation.json").read_text()) == told
+    assert [p.name for p in as_data.parent.iterdir()] == ["json"]
+    assert said[0].startswith("data_joined: the job itself must make its data 25% late from step 10 on")
 
 
 def test_best_effort_is_said() -> None:

@@ -20,7 +20,7 @@ from tunnel.folder.store import Store
 from tunnel.run import RunSpec, Shape, TrunkSpec
 from tunnel.space import Scalar
 from tunnel.study import Stage, Study, Target
-from tunnel.sweeps.extend import spelled, unit
+from tunnel.sweeps.extend import spelled
 from tunnel.training import data
 
 APART = 1.1  # neighbours nearer than this factor, in N, D or lr, are one place  *assumed*
@@ -80,8 +80,9 @@ def shapes(asked: Study, stage: Stage, goal: Target) -> New:
 def rungs(asked: Study, stage: Stage, goal: Target) -> New:
     """A length between two rungs, the next one, and the target's own; none beyond it."""
     assert stage.rungs is not None
-    name = unit(stage.rungs)
-    known = sorted(getattr(stage.rungs, name))
+    name, known = stage.rungs.unit, sorted(stage.rungs.listed)
+    if name == "flops":  # a budget's, for every shape: no length of it is the target's
+        return
     family, body = families.load(asked.family), plan.body_of(asked)
     end = float(goal.tokens)
     if name == "tokens_per_param":
@@ -95,7 +96,7 @@ def rungs(asked: Study, stage: Stage, goal: Target) -> New:
             proposed.append(d)
     for d in proposed:
         length = spelled(d) + " tokens" if name == "tokens" else f"{d:g} tokens per parameter"
-        listed = (*getattr(stage.rungs, name), int(d) if name == "tokens" else d)
+        listed = (*stage.rungs.listed, int(d) if name == "tokens" else d)
         yield "rungs", f"rung {length}", {"rungs": stage.rungs.model_copy(update={name: listed})}
 
 
@@ -214,8 +215,8 @@ def lines(before: Study, after: Study, stage: str, small: bool) -> list[str]:
 def stated(stage: Stage) -> dict[str, str]:
     """The keys of a ladder that may grow, as TOML."""
     assert stage.rungs is not None
-    name = unit(stage.rungs)
-    lengths = [f'"{spelled(d)}"' if name == "tokens" else repr(d) for d in getattr(stage.rungs, name)]
+    name = stage.rungs.unit
+    lengths = [f'"{spelled(d)}"' if name == "tokens" else repr(d) for d in stage.rungs.listed]
     cheapest = f", max_flops = {stage.rungs.max_flops!r}" if stage.rungs.max_flops else ""
     return {
         "shapes": str([list(s) for s in stage.shapes]),

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tunnel.answers import retention, sparse
 from tunnel.folder.store import Store
 from tunnel.study import Study
 
 Table = dict[str, Any]  # rows: a list of {column: value}; words: what they say, a sentence each
-TABLES: dict[str, Callable[[Study, Store], Table | None]] = {}  # by title; None where a study has nothing for it
+TABLES: dict[str, Callable[[Study, Store], Table | None]] = {  # by title; None where a study has nothing for it
+    "Dense or a mixture, at equal FLOPs": sparse.bodies,
+    "One law of dense bodies and mixtures": sparse.law,
+    "Depth against width": retention.depths,
+    "What students keep": retention.kept,
+    "Retention by task": retention.by_task,
+}
 
 
 def compared(asked: Study, keep: Store) -> dict[str, Any]:

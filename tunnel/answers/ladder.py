@@ -108,11 +108,14 @@ def fitted(asked: Study, keep: Store, target: str | None = None) -> dict[str, An
 
 
 def hash_of(asked: Study, readings: pd.DataFrame) -> str:
-    """What a fit and a recommendation rest on: the question, and the proxies' readings."""
+    """What a fit and a recommendation rest on: the proxies' readings, and what the question says.
+
+    A key that it leaves out is not part of it: one that a later version adds makes no result of an older one stale.
+    """
     proxies = readings[~readings.stage.str.startswith("target:")] if len(readings) else readings
     columns = proxies[["fingerprint", "status", "loss"]].itertuples(index=False, name=None)
     rows = sorted((fp, status, str(loss)) for fp, status, loss in columns)  # a diverged one's loss is no JSON number
-    return fingerprint([asked.model_dump(mode="json"), rows])
+    return fingerprint([asked.model_dump(mode="json", exclude_defaults=True), rows])
 
 
 def fit(asked: Study, goal: Target, table: Table, moves: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame, *, for
     b, honest = basis(asked, keep, goal, readings), Honesty(force)
     honest.unless_forced(lambda: refuse_short(b), None, remedies.longer(b))
     run, carried, cut = planned(b, honest)
-    groups = [vars(g) for g in transfer.groups(run.trunk, families.load(asked.family).ROLES)]
+    groups = [vars(g) for g in transfer.groups(run.trunk, families.roles(run.trunk))]
     shaped = settings.aspects(asked, readings)
     told = forecast_of(b, run)
     repeated = honest.unless_forced(lambda: cautions.repeats(b, run), list[Caution](), remedies.more_data(b))
@@ -109,7 +109,7 @@ def made(asked: Study, keep: Store, goal: Target, readings: pd.DataFrame, *, for
         "settings": {**settings.all_of(b, run, carried, groups), **shaped},
         "groups": groups,
         "multipliers": vars(transfer.multipliers(run.trunk.rules, run.trunk.shape, run.trunk.body)),
-        "config": config_of(run),
+        "config": families.config(run.trunk),
         **told,
         "mixes": mixes.told(readings),
         "regret": b.fit["lr"]["regret"],
@@ -141,13 +141,6 @@ def target_of(b: Basis, run: RunSpec) -> dict[str, Any]:
         "cost": float(b.asked.price.cost(seconds)),  # the file holds JSON
         "currency": b.asked.price.currency,
     }
-
-
-def config_of(run: RunSpec) -> dict[str, Any] | None:
-    family = families.load(run.trunk.family)
-    if not hasattr(family, "config_dict"):
-        return None
-    return family.config_dict(run.trunk.shape, run.trunk.body, run.trunk.rules)
 
 
 def forecast_of(b: Basis, run: RunSpec) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The target while it trains, judged by `live` from the study's folder.
+"""A full-size run while it trains, judged by `live` from the study's folder.
 
-What `tunnel check` says before the end, what the alarm rests on, and what the dashboard draws is this one value.
+What `tunnel check` says of the target before its end, what every alarm rests on, and what the dashboard draws is this
+one value.
 """
 
 from __future__ import annotations
@@ -34,12 +35,15 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Awaited:
-    """A target that has begun: its run, the forecast that counts, and the bundle that it should stay in."""
+    """A full-size run: the forecast that counts, and the bundle that it should stay in.
+
+    `started`: when its target began; None of a run beside that.
+    """
 
     target: str
     run: RunSpec
     N: int
-    started: str
+    started: str | None
     told: dict[str, Any]
     ladder: tuple[Proxy, ...]
     band: live.Band
@@ -64,10 +68,30 @@ def awaited(asked: Study, keep: Store, target: str | None = None, run: RunSpec |
     if told is None:
         raise UserError("no forecast was registered before its first step", file=keep.root, key=f"target.{name}")
     run = run or RunSpec.model_validate(recommend.stored(asked, keep, name)[1]["run"])
+    return expected(asked, keep, name, run, told, start["started"])
+
+
+def expected(
+    asked: Study, keep: Store, name: str, run: RunSpec, told: dict[str, Any], started: str | None = None
+) -> Awaited:
+    """What is expected of a run whose loss was forecast: `told` has forecast, low, high."""
     n = families.load(run.trunk.family).count(run.trunk.shape, run.trunk.body)
     own = tuned(asked, keep)
     band = live.band([p.curve for p in own], curve_of(keep, run, n, told["forecast"]), told["low"], told["high"])
-    return Awaited(name, run, n, start["started"], told, own, band)
+    return Awaited(name, run, n, started, told, own, band)
+
+
+def shortened(asked: Study, keep: Store, target: str | None, run: RunSpec) -> Awaited:
+    """What is expected of the target's run with another D, of which nothing was registered: what the ladder says today.
+
+    Raises UserError where the ladder has too few readings for a law.
+    """
+    goal, readings = ladder.target_named(asked, target), keep.readings()
+    near = goal.model_copy(update={"tokens": run.tokens})
+    rows = ladder.rows_used(asked, keep, readings, ladder.stage_of(asked))
+    told = ladder.fit(asked, near, ladder.table_of(rows))["forecast"]
+    name = f"{goal.name}, decayed from {run.decay_start:,} tokens on,"
+    return expected(asked, keep, name, run, {**told, "forecast": told["value"]})
 
 
 def standing(keep: Store, of: Awaited) -> dict[str, Any]:
@@ -79,7 +103,7 @@ def standing(keep: Store, of: Awaited) -> dict[str, Any]:
     return {
         "target": of.target,
         "status": "running",
-        **{k: of.told[k] for k in ("forecast", "low", "high", "compute_ratio", "registered")},
+        **{k: of.told.get(k) for k in ("forecast", "low", "high", "compute_ratio", "registered")},
         **dict.fromkeys(("measured", "error_percent", "inside", "bpb", "seconds")),
         "started": of.started,
         "live": found,

@@ -4,6 +4,7 @@ A target has
     CARRIES, CANNOT_CARRY            what of a recommendation its own config can say, and cannot, in a few words each
     parts(recommendation, run, world)   its files and how faithful they are (`Parts`), for `world` data-parallel
                                      processes; UserError where it cannot take the run
+    TAKES                            transformers' types of the models that it has a form of; dense decoders unless said
     BEST_EFFORT                      True where no test asks the real package
 What every bundle holds, how its schedule is judged and how it is written is here. Files whose name begins with _ are
 no targets: what targets share, and what is shipped in bundles.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections import Counter
+from dataclasses import replace
 
 # by name: the submodule `json` takes the name of the module `json` in this package as soon as it is imported
 from json import dumps
@@ -26,7 +28,7 @@ from pydantic import ValidationError
 from tunnel import __version__
 from tunnel.errors import UserError
 from tunnel.export import _bundle
-from tunnel.export._parts import Carried, Parts, steps_of
+from tunnel.export._parts import Carried, Parts, steps_of, unmixed
 from tunnel.export._write import write
 from tunnel.run import RunSpec
 
@@ -35,6 +37,7 @@ __all__ = ["REFUSED", "Carried", "Parts", "checked", "export", "get", "names", "
 READS = 1  # the recommendation's schema that this code understands
 NEEDED = ("target", "run", "settings", "groups", "multipliers")
 GROUP = ("role", "pattern", "lr", "weight_decay", "eps", "init_std")
+MODELS = {"granitemoe": "mixtures of experts", "bert": "encoders"}  # transformers' types, beside dense decoders
 REFUSED = {
     "litgpt": "its schedulers cannot express warmup-stable-decay",
     "deepspeed": "its own schedulers cannot express warmup-stable-decay",
@@ -63,7 +66,8 @@ def targets() -> list[dict[str, Any]]:
         module = get(name)
         best = getattr(module, "BEST_EFFORT", False)
         status, why = ("best effort", "golden files only") if best else ("first class", "")
-        found.append(row(name, status, list(module.CARRIES), list(module.CANNOT_CARRY), why))
+        untaken = [what for kind, what in MODELS.items() if kind not in getattr(module, "TAKES", ())]
+        found.append(row(name, status, list(module.CARRIES), [*module.CANNOT_CARRY, *untaken], why))
     return found + [row(name, "refused", [], [], reason) for name, reason in REFUSED.items()]
 
 
@@ -102,6 +106,7 @@ def export(
     """
     module, run = get(to), checked(recommendation)
     parts: Parts = module.parts(recommendation, run, world_size)
+    parts = replace(parts, lost={**parts.lost, **unmixed(run, parts.fields)})
     judged, lost = _bundle.compared(run, parts.multiplier), dict(parts.lost)
     if not judged["within_tolerance"]:
         lost.setdefault("schedule", f"{to} steps it otherwise: {_bundle.sentence(judged)}")

@@ -90,13 +90,13 @@ def selfcheck(recommendation: dict[str, Any], run: RunSpec, parts: Parts) -> dic
     `lr` per group is our curve's (schedule.csv), `lr_own_scheduler` what the trainer's own scheduler gives.
     """
     shape, body, batch = run.trunk.shape, run.trunk.body, run.trunk.settings.batch_tokens
-    n = families.load(run.trunk.family).count(shape, body)
+    n = families.total(run.trunk.family, shape, body)
     steps = [s for s in CHECKED_STEPS if s < steps_of(run)]
     groups = [asdict(g) for g in parts.form.groups] if parts.form else recommendation["groups"]
     names = [f for f in Tensors.__dataclass_fields__]
     return {
         "schema": SCHEMA,
-        "parameters": n + body.vocab * shape.width,  # the embedding is tied to the readout: counted once
+        "parameters": families.parameters(run.trunk),
         "non_embedding_parameters": n,
         "steps": steps_of(run),
         "multipliers": parts.form.multipliers if parts.form else recommendation["multipliers"],

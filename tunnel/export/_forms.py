@@ -54,7 +54,8 @@ class Form:
 
     def named(self, patterns: Mapping[str, str]) -> Form:
         """The same with a trainer's own patterns by role."""
-        return replace(self, groups=tuple(replace(g, pattern=patterns[g.role]) for g in self.groups))
+        named = (replace(g, pattern=patterns[g.role]) for g in self.groups)
+        return replace(self, groups=tuple(dict.fromkeys(named)))  # experts and what else is hidden are one group
 
     def scaled(self, role: str, c: float) -> tuple[Tensors, ...]:
         return tuple(g.times(c) if g.role == role else g for g in self.groups)

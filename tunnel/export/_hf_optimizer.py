@@ -2,8 +2,7 @@
 
 Reads recommendation.json, schedule.csv and selfcheck.json, which lie beside it; needs torch and nothing of the tunnel.
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(BUNDLE))
-    initialise(model)
+    model = built()
     Trainer(model, args, optimizers=optimizers(model), ...)        # or (adamw(model), None): the Trainer's own schedule
 
     python BUNDLE/prepare.py FOLDER       # where a trainer loads a folder: the initialised model and its tokenizer
@@ -42,13 +41,14 @@ def grouped(model: torch.nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def initialise(model: torch.nn.Module, seed: int | None = None) -> None:
-    """Normal with the role's std, norm gains 1; drawn on the CPU: a seed means the same weights everywhere."""
+    """Normal with the role's std, norm gains 1, biases 0; drawn on the CPU: a seed means the same everywhere."""
     seed = read("recommendation.json")["run"]["trunk"]["seed"] if seed is None else seed
     generator = torch.Generator().manual_seed(seed)
+    biases = {id(p) for name, p in model.named_parameters() if name.endswith("bias")}
     for group in grouped(model):
         for p in group["params"]:
             if group["role"] == "vector":
-                p.fill_(1.0)
+                p.fill_(0.0 if id(p) in biases else 1.0)
             else:
                 p.copy_(torch.randn(p.shape, generator=generator) * group["init_std"])
 
@@ -74,13 +74,21 @@ def optimizers(model: torch.nn.Module) -> tuple[torch.optim.AdamW, LambdaLR]:
     return optimizer, schedule(optimizer)
 
 
+def built() -> Any:
+    """The model at 0 tokens."""
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(HERE)
+    model = getattr(transformers, config.architectures[0])(config)
+    initialise(model)
+    return model
+
+
 def prepare(out: str) -> None:
     """Writes the model at 0 tokens, with its tokenizer where the bundle has one, for a trainer that loads a folder."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(HERE))
-    initialise(model)
-    model.save_pretrained(out)
+    built().save_pretrained(out)
     if (HERE / "tokenizer.json").exists():
         AutoTokenizer.from_pretrained(HERE).save_pretrained(out)
 

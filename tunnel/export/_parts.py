@@ -80,6 +80,17 @@ def steps_of(run: RunSpec) -> int:
     return run.tokens // run.trunk.settings.batch_tokens
 
 
+def unmixed(run: RunSpec, fields: Mapping[str, Carried]) -> dict[str, str]:
+    """The data that changes within the run, where a trainer's data is the job's own: its config knows of no change."""
+    if "data" not in fields or fields["data"].how == "exact":
+        return {}
+    batch = run.trunk.settings.batch_tokens
+    joined = [f"{j.share:.0%} {j.source.corpus} from step {j.at // batch:,} on" for j in run.trunk.source.then if j.at]
+    mixed = [f"{m.share:.0%} {m.name} from step {run.decay_start // batch:,} on" for m in run.mix]
+    told = {"data_joined": joined, "decay_mix": mixed}
+    return {k: f"the job itself must make its data {' and '.join(changes)}" for k, changes in told.items() if changes}
+
+
 def undropped(run: RunSpec, whose: str) -> dict[str, str]:
     """The dropout of the attention's weights, where a trainer's model has none."""
     rate = run.trunk.settings.dropout

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from tunnel.export import hf
 from tunnel.export._parts import Carried, Parts
 from tunnel.run import RunSpec
 
 CARRIES = ("everything, as data",)
+TAKES = hf.TAKES
 CANNOT_CARRY = ("nothing is applied by itself: the job reads recommendation.json and schedule.csv",)
 
 

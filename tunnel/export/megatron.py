@@ -16,11 +16,12 @@ from typing import Any
 from tunnel.export import _wsd
 from tunnel.export._forms import Form, granite
 from tunnel.export._parts import Batch, Carried, Parts, batch_of, grouped
-from tunnel.export.hf import config_of
+from tunnel.export.hf import MIXTURES, config_of
+from tunnel.families import moe
 from tunnel.run import RunSpec
 
 CARRIES = (
-    "shape, multipliers, muP (--use-mup)",
+    "shape, experts, multipliers, muP (--use-mup)",
     "schedule, batch, Adam, clipping, precision (megatron.args)",
     "per-role lr, weight decay and eps, init std of what writes to the stream (tunnel_megatron.py)",
 )
@@ -29,7 +30,8 @@ CANNOT_CARRY = ("exponential decay", "data and data order")
 DECAYS = {"1-sqrt": "minus_sqrt", "linear": "linear", "cosine": "cosine"}
 PATTERNS = {
     "embedding": r"word_embeddings\.weight$|output_layer\.weight$",
-    "hidden": r"linear_(qkv|proj|fc1|fc2)\.weight$",
+    "hidden": r"linear_(qkv|proj|fc1|fc2)\.weight\d*$",  # experts that are computed together have a number each
+    "router": r"router\.weight$",
     "vector": r"norm\.weight$|layer_norm_weight$",
 }
 ARGS = "megatron.args"
@@ -54,6 +56,7 @@ WHERE = {
     "seed": "--seed",
     "data": "--data-path, --tokenizer-type",
 }
+TAKES = MIXTURES
 HOOK = Path(__file__).with_name("_megatron_hook.py")
 START = """\
 # In pretrain_gpt.py, before pretrain(...):  import tunnel_megatron; tunnel_megatron.apply()
@@ -64,7 +67,7 @@ PYTHONPATH=BUNDLE torchrun --nproc-per-node {world} pretrain_gpt.py $(grep -v '^
 
 def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """The arguments and the hook; raises UserError for a family, or a rule, that Megatron's muP cannot be."""
-    config_of(recommendation, run)
+    config_of(recommendation, run, TAKES)
     form, batch = granite(recommendation).without_residual().named(PATTERNS), batch_of(run, world)
     wsd = _wsd.nearest_to(run)
     carried, lost = grouped(form, form.groups, OVERRIDDEN | {"init_std": f"{ARGS}, {APPLIED}"})
@@ -72,12 +75,33 @@ def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts
     text = f"# Megatron-LM's arguments. The batch is {batch}.\n" + "\n".join(lines) + "\n"
     return Parts(
         files={ARGS: text, "tunnel_megatron.py": HOOK.read_text("utf-8")},
-        fields={**carried, **fields(run, batch, WHERE, ARGS)},
+        fields={**carried, **fields(run, batch, WHERE, ARGS), **balanced(run)},
         multiplier=wsd.multiplier,
         lost={**lost, **_wsd.lacking(run, "Megatron")},
         form=form,
         start=START.format(world=world),
     )
+
+
+def experts(run: RunSpec) -> dict[str, Any]:
+    """A mixture's flags. Megatron chooses, then takes the softmax of the chosen, as Granite does, without a flag."""
+    m, body = run.trunk.shape.mixture, run.trunk.body
+    if m is None:
+        return {}
+    return {
+        "--num-experts": m.experts,
+        "--moe-router-topk": m.top_k,
+        "--moe-ffn-hidden-size": moe.expert(run.trunk.shape, body),
+        "--moe-router-load-balancing-type": "aux_loss",
+        "--moe-aux-loss-coeff": run.trunk.settings.balance / run.trunk.shape.depth,
+    }
+
+
+def balanced(run: RunSpec) -> dict[str, Carried]:
+    """The balance loss, where there are experts: Megatron adds one of each layer, transformers has one of them all."""
+    why = "the mean of one a layer, where transformers has one over the loads of all layers"
+    place = f"{ARGS}: --moe-aux-loss-coeff"
+    return {"balance": Carried("approximated", place, why)} if run.trunk.shape.mixture is not None else {}
 
 
 def line(flag: str, value: Any) -> str:
@@ -93,6 +117,7 @@ def arguments(run: RunSpec, wsd: _wsd.Wsd, batch: Batch, form: Form) -> dict[str
         "--num-layers": shape.depth,
         "--hidden-size": shape.width,
         "--ffn-hidden-size": round(body.ffn_ratio * shape.width),
+        **experts(run),
         "--num-attention-heads": heads,
         "--kv-channels": body.head_dim,
         **groups,

@@ -15,6 +15,7 @@ import yaml
 
 from tunnel.export import _wsd, megatron
 from tunnel.export._parts import Parts, batch_of
+from tunnel.export.hf import config_of
 from tunnel.run import RunSpec
 
 BEST_EFFORT = True
@@ -101,6 +102,7 @@ WHERE = {
 
 def parts(recommendation: dict[str, Any], run: RunSpec, world: int = 1) -> Parts:
     """The YAML, the script and Megatron's hook; raises UserError for what Megatron's muP cannot be."""
+    config_of(recommendation, run)  # of dense bodies alone
     theirs, batch = megatron.parts(recommendation, run, world), batch_of(run, world)
     assert theirs.form is not None
     flags = megatron.arguments(run, _wsd.nearest_to(run), batch, theirs.form)

@@ -26,7 +26,7 @@ CARRIES = (
     "any schedule, in straight pieces",
     "batch, Adam, clipping, precision",
 )
-CANNOT_CARRY = ("untruncated initial weights: its normal ends at 3 std", "data order")
+CANNOT_CARRY = ("untruncated initial weights: its normal ends at 3 std", "data and data order")
 
 PATTERNS = {
     "embedding": r"embeddings\.weight$|lm_head\.w_out\.weight$",

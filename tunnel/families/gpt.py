@@ -47,6 +47,11 @@ def flops_per_token(shape: Shape, body: Body) -> float:
     return 6.0 * count(shape, body) + attention + 6.0 * body.vocab * shape.width
 
 
+def architecture(shape: Shape) -> tuple[str, str]:
+    """transformers' class, and its name for the type."""
+    return "GraniteForCausalLM", "granite"
+
+
 def config_dict(shape: Shape, body: Body, rules: str, dropout: float = 0.0) -> dict[str, Any]:
     """The GraniteConfig of a shape, as keyword arguments."""
     n_q, n_kv = heads(shape, body)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tunnel.fitting import powers, search
-from tunnel.fitting.models import HIGHEST, LOWEST, TRIED, Model, Norm, Sum
+from tunnel.fitting.models import HIGHEST, LOWEST, TRIED, Model, Norm, Product, Sum
 from tunnel.laws import DELTA, Array, Fit, Misfit, Table, columns, misfit_of, take, usable_rows
 
 DISTINCT = 1e-6  # logs closer than this are one level; assumed: far below any difference between two runs
@@ -23,13 +23,15 @@ NO_FLOOR = 1e-3  # a floor E under this share of the lowest loss is none; assume
 class Form:
     """Powers of columns: the column, coefficient and exponent of each; whether there is a floor E; how they join.
 
-    A norm of two is ((A/N)^(α/β) + B/D)^β: its coefficients stand inside the powers.
+    A norm of two is ((A/N)^(α/β) + B/D)^β: its coefficients stand inside the powers. `beside`: a column, and its
+    exponent, whose power multiplies the first of two terms.
     """
 
     law: str
     terms: tuple[tuple[str, str, str], ...]  # (column, coefficient, exponent), as ("N", "A", "alpha")
     floor: bool
     norm: bool = False
+    beside: tuple[str, str] | None = None
 
     @property
     def params(self) -> tuple[str, ...]:
@@ -38,17 +40,29 @@ class Form:
             *(("E",) if self.floor else ()),
             *(c for _, c, _ in self.terms),
             *(x for _, _, x in self.terms),
+            *(x for _, x in self._beside),
         )
 
     @property
     def needed(self) -> tuple[str, ...]:
         """The columns that a row must have."""
-        return (*dict.fromkeys(c for c, _, _ in self.terms), "loss")
+        return (*dict.fromkeys(self._columns), "loss")
 
     @property
     def model(self) -> Model:
         """Its shape in centred logs."""
+        if self.beside:
+            return Product()
         return Norm() if self.norm else Sum(len(self.terms), self.floor)
+
+    @property
+    def _beside(self) -> tuple[tuple[str, str], ...]:
+        return () if self.beside is None else (self.beside,)
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        """Of each row of z."""
+        return (*(c for c, _, _ in self.terms), *(c for c, _ in self._beside))
 
     def answers(self, table: Table, targets: Table) -> str:
         """Why the law cannot answer the targets: it can wherever they have its columns."""
@@ -81,7 +95,7 @@ class Form:
         """Loss per row (nats per token); parameters may be (draws, 1) arrays, then (draws, rows)."""
         table = columns(table)
         with np.errstate(all="ignore"):  # in logs: A alone overflows at large exponents where A·N^-a does not
-            logs = np.stack([np.log(table[c]) for c, _, _ in self.terms])
+            logs = np.stack([np.log(table[c]) for c in self._columns])
             loss = np.exp(powers.log_loss(self.model, self.theta(params), logs))
         return np.asarray(loss if any(np.ndim(v) for v in params.values()) else loss[0])
 
@@ -111,7 +125,7 @@ class Form:
                 logs = np.log(out[:, 1:2]) + 0.5 * out[:, 2:3] * np.array([1, -1])
                 coefficients[:] = np.exp(logs / exponents + centre)
             else:
-                coefficients *= np.exp(exponents * centre)
+                coefficients *= np.exp(self._shift(exponents * centre))
         return out
 
     def theta(
@@ -125,7 +139,7 @@ class Form:
                 logs = exponents * (np.log(coefficients) - centre)
                 coefficients[:, 0], coefficients[:, 1] = np.exp(logs.mean(axis=1)), np.nan_to_num(-np.diff(logs)[:, 0])
         else:
-            coefficients *= np.exp(-exponents * centre)
+            coefficients *= np.exp(self._shift(-exponents * centre))
         out[:, : self.model.linear] *= np.exp(-unit)
         return out
 
@@ -143,11 +157,15 @@ class Form:
 
     def _logs(self, table: Table) -> tuple[Array, Array, Array, Array, float]:
         """Centred logs of the columns, their centres, log losses over a middle one, weights, the log of that one."""
-        raw = np.stack([np.log(table[c]) for c, _, _ in self.terms])
+        raw = np.stack([np.log(table[c]) for c in self._columns])
         centre = 0.5 * (raw.min(axis=1) + raw.max(axis=1))  # of the range: the same for every resample
         y = np.log(table["loss"])
         unit = 0.5 * float(y.min() + y.max())
         return raw - centre[:, None], centre, y - unit, table["weight"] if "weight" in table else np.ones(len(y)), unit
+
+    def _shift(self, logs: Array) -> Array:
+        """What a change of every column's centre is to the coefficients (R, k), in logs."""
+        return np.column_stack([logs[:, 0] + logs[:, 2], logs[:, 1]]) if self.beside else logs
 
     def _parts(self, theta: Array) -> tuple[Array, Array]:
         k, e = len(self.terms), int(self.floor)

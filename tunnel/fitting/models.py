@@ -2,8 +2,9 @@
 
     Sum     L̂ = E + Σ Aⱼ·exp(−αⱼ·zⱼ)                                 powers, with a floor E or without
     Norm    L̂ = E + S·exp(β·logaddexp((r/2 − α·z₁)/β, (−r/2 − β·z₂)/β))   a floor and Kaplan's norm of two
+    Product L̂ = E + A·exp(−α·z₁ − γ·z₃) + B·exp(−β·z₂)               a floor and two powers, one of two columns
 
-theta is (E where there is a floor, two or k coefficients, k exponents). What enters linearly is no logarithm, so that a
+theta is (E where there is a floor, the coefficients, k exponents). What enters linearly is no logarithm, so that a
 floor or a term that the data does not show is reached, at its bound 0, in a step.
 """
 
@@ -175,6 +176,51 @@ class Norm:
 
     def scaled(self, theta: Array, factors: Array) -> Array:
         return np.concatenate([theta[:, :2] * factors, theta[:, 2:]], axis=1)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A floor and two powers; a third column multiplies into the first."""
+
+    k: int = 3
+    floor: bool = True
+    linear: int = 3
+
+    def _powers(self, theta: Array, z: Array) -> Array:
+        """Logs of both powers (R, 2, n), without their coefficients."""
+        first = theta[:, 3, None] * z[0] + theta[:, 5, None] * z[2]
+        return -np.stack([first, theta[:, 4, None] * z[1]], axis=1)
+
+    def derive(self, theta: Array, z: Array) -> tuple[Array, Array, Any]:
+        powers = np.exp(self._powers(theta, z))
+        total = theta[:, :1] + (theta[:, 1:3, None] * powers).sum(axis=1)
+        jacobian = np.empty((len(theta), 6, z.shape[1]))
+        jacobian[:, 0] = 1 / total
+        jacobian[:, 1:3] = powers / total[:, None]
+        for exponent, coefficient in ((3, 1), (4, 2), (5, 1)):
+            jacobian[:, exponent] = -theta[:, coefficient, None] * jacobian[:, coefficient] * z[exponent - 3]
+        return np.log(total), jacobian, None
+
+    def second(self, z: Array, jacobian: Array, kept: Any, v: Array) -> Array:
+        out = np.zeros((len(v), 6, 6))
+        for a, b in ((1, 3), (1, 5), (2, 4), (3, 3), (3, 5), (4, 4), (5, 5)):  # by a, and by the exponent b
+            out[:, a, b] = out[:, b, a] = -((v * jacobian[:, a]) @ z[b - 3])
+        return out
+
+    def box(self, low: float, high: float) -> tuple[Array, Array]:
+        return np.repeat([0.0, LOWEST], 3), np.array([high, MOST * high, MOST * high, HIGHEST, HIGHEST, HIGHEST])
+
+    def cells(self, z: Array) -> tuple[Array, tuple[int, ...]]:
+        axis, few = np.geomspace(*TRIED, NORM_GRID), np.geomspace(*TRIED, BALANCES)
+        theta = np.ones((len(axis) ** 2 * len(few), 6))
+        theta[:, 3:] = list(product(axis, axis, few))
+        return theta, (len(axis), len(axis), len(few))
+
+    def basis(self, theta: Array, z: Array) -> tuple[Array, Array]:
+        return _unit(self._powers(theta, z), self.floor)
+
+    def scaled(self, theta: Array, factors: Array) -> Array:
+        return np.concatenate([theta[:, :3] * factors, theta[:, 3:]], axis=1)
 
 
 def _unit(logs: Array, floor: bool) -> tuple[Array, Array]:

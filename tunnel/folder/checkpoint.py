@@ -8,6 +8,7 @@ other number wrote. A folder without manifest, or with a file that is not what t
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 from abc import abstractmethod
@@ -143,3 +144,19 @@ class Joined(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self.holders)
+
+
+KINDS = {"model": "weights", "adam": "moments", "rng": "rng"}  # what the rest of a state's arrays is called: counters
+
+
+def digests(arrays: Arrays, meta: dict[str, Any]) -> dict[str, str]:
+    """What a state was, to be compared later: 16 hex digits of weights, moments, RNG, counters, cursor."""
+    found: dict[str, Any] = {}
+    for name in sorted(arrays):
+        part = KINDS.get(name.split(".")[0], "counters")
+        value = arrays[name]
+        digest = found.setdefault(part, hashlib.sha256())
+        digest.update(f"{name} {value.dtype} {value.shape}".encode())
+        digest.update(value.tobytes())
+    found["cursor"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    return {part: digest.hexdigest()[:16] for part, digest in found.items()}

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,10 +74,10 @@ def differences(then: Mapping[str, str], now: Mapping[str, str]) -> Other:
     return {k: [then.get(k), now.get(k)] for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)}
 
 
-def changed(root: Path) -> Other:
-    """Versions under which nothing in a folder was measured yet, though something was: [the nearest then, now]."""
+def changed(then: Iterable[Environment]) -> Other:
+    """Versions under which nothing was measured yet, though something was: [the nearest then, now]."""
     own = {**versions(), "tunnel": tunnel.__version__}
-    found = [differences({k: e[k] for k in own if k in e}, own) for e in all_kept(root)]
+    found = [differences({k: e[k] for k in own if k in e}, own) for e in then]
     return min(found, key=len, default={})
 
 

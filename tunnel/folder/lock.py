@@ -54,8 +54,10 @@ def held(path: Path) -> Iterator[None]:
 
 
 def locked(path: Path) -> int:
-    """An open file at `path` with the kernel's lock on it; raises UserError where another process has it."""
+    """An open file at `path` with the kernel's lock on it; raises UserError where another has it, or it is no file."""
     while True:
+        if path.exists() and not path.is_file():  # a folder, a pipe
+            raise UserError("is no file, so it cannot be locked: remove it", file=path)
         fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

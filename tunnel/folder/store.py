@@ -17,7 +17,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from tunnel.errors import UserError
-from tunnel.families import Arrays
+from tunnel.families import Arrays, hides
 from tunnel.folder import audit, checkpoint, fence, lock, schema
 from tunnel.folder.chain import append
 from tunnel.folder.chain import entries as chain
@@ -314,6 +314,13 @@ READING = [
     "seq_len",
     "rules",
     "corpus_hash",
+    "N_total",
+    "experts",
+    "top_k",
+    "granularity",
+    "balance",
+    "upcycle_at",
+    "load_max",
     "attention_logit",
     "log_partition",
     "clip_rate",
@@ -322,9 +329,19 @@ READING = [
 ]
 
 
+DENSE = {"experts": 1, "top_k": 1, "granularity": 1}  # a mixture's columns where there is none
+
+
+def load_max(stability: Stability | None) -> float | None:
+    """The busiest expert's share of its layer, over an even one: 1 at perfect balance."""
+    layers = stability.expert_load if stability is not None else ()
+    return max((max(shares) * len(shares) for shares in layers), default=None)
+
+
 def flat(r: Record) -> dict[str, Any]:
     """A record as a row of the runs table; `run` is its trunk, `warmup` and the lengths are tokens.
 
+    An encoder has its `masking`, and a student its lesson, in columns of their own.
     Where there are several sources, `decay_mix.NAME` is one's share of the decay, `loss.NAME` the loss on its slice.
     """
     trunk, settings = r.run.trunk, r.run.trunk.settings
@@ -345,7 +362,18 @@ def flat(r: Record) -> dict[str, Any]:
         "seq_len": trunk.body.seq_len,
         "rules": trunk.rules,
         "corpus_hash": data.identity(r.run),
+        "N_total": r.N_total or r.N,
+        **(trunk.shape.mixture.model_dump() if trunk.shape.mixture is not None else DENSE),
+        "upcycle_at": trunk.begun,
+        "load_max": load_max(r.stability),
     }
     edge = vars(r.stability) if r.stability is not None else {}
-    several = {f"{MIX}.{m.name}": m.share for m in r.run.mix} | {f"{ON}{name}": x for name, x in r.slices.items()}
+    several: dict[str, Any] = {f"{MIX}.{m.name}": m.share for m in r.run.mix} | {
+        f"{ON}{name}": x for name, x in r.slices.items()
+    }
+    several |= {"masking": settings.masking} if hides(trunk.family) else {}
+    several |= {f"score.{name}": x for name, x in r.scores.items()}
+    several |= {"task": trunk.task.name} if trunk.task is not None else {}
+    if trunk.lesson is not None:
+        several |= {"teacher" if k == "name" else k: v for k, v in vars(trunk.lesson).items() if k != "teacher"}
     return {name: edge.get(name) if name in Stability.model_fields else found[name] for name in READING} | several

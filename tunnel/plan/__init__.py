@@ -1,12 +1,14 @@
 """From a study to what would run (`trials`) and what that costs (`costs`, at the `paces` that were measured)."""
 
 from tunnel.plan.costs import handed_on, limits, plan, sample_trials, trials_planned
+from tunnel.plan.lessons import RUN
 from tunnel.plan.paces import Paces
 from tunnel.plan.trials import (
     Values,
     body_of,
     candidates,
     lengths,
+    models,
     opened,
     shape_of,
     target_trial,
@@ -15,6 +17,7 @@ from tunnel.plan.trials import (
 )
 
 __all__ = [
-    "Paces", "Values", "body_of", "candidates", "handed_on", "lengths", "limits", "opened", "plan", "sample_trials",
+    "RUN", "Paces", "Values",
+    "body_of", "candidates", "handed_on", "lengths", "limits", "models", "opened", "plan", "sample_trials",
     "shape_of", "target_trial", "trial", "trials_planned", "values_of",
 ]  # fmt: skip

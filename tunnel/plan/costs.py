@@ -9,22 +9,24 @@ from typing import Any
 
 from tunnel import families
 from tunnel.errors import UserError
+from tunnel.plan import lessons
 from tunnel.plan.paces import Paces
 from tunnel.plan.trials import (
     HANDED_ON_WARMUP,
     Values,
     body_of,
     candidates,
+    models,
     shape_of,
     target_trial,
     trial,
     values_of,
 )
-from tunnel.run import Shape, Trial
-from tunnel.space import Choice, Range, Scalar
+from tunnel.run import Trial
+from tunnel.space import BODY, Choice, Range, Scalar
 from tunnel.study import Stage, Study
 from tunnel.study.money import total
-from tunnel.training import data
+from tunnel.training import data, words
 
 
 @dataclass(frozen=True)
@@ -47,21 +49,23 @@ class StagePlan:
 def plan(study: Study, paces: Paces | None = None) -> dict[str, Any]:
     """What the study would run, in FLOPs, device seconds and money; starts nothing and reads no corpus.
 
-    `paces`: measured ones, where something has run. Raises UserError for lengths and shapes that do not fit, and for a
-    local corpus that is not there.
+    `paces`: measured ones, where something has run: then its corpus may be elsewhere. Raises UserError for lengths and
+    shapes that do not fit, and for a local corpus that is not there.
     """
-    if families.load(study.family).reads:
+    if paces is None and families.load(study.family).reads:
         data.look(study.data)
+        check_words(study)
     paces = paces or Paces(study.price.pace(study.train.precision))
     stages: list[StagePlan] = []
     for stage in study.stage:
         before = handed_on(study, stage)
         trials = sample_trials(study, stage, before)
-        values = {**values_of(study, stage, before), **trials[0].trunk.shape.model_dump(), **biggest(stage)}
+        first = (candidates(study, stage, before) or [middle(stage)])[0]
+        values = {**values_of(study, stage, before), **first, **biggest(stage)}
         if "warmup_share" in values:  # the longest that can be handed on
             values["warmup"] = HANDED_ON_WARMUP
         trial(study, stage, values)
-        count = trials_planned(stage)
+        count = trials_planned(study, stage)
         stages.append(priced(study, stage.name, stage.kind, trials, count / len(trials), paces))
     check_targets(study)
     last = study.stage[-1]
@@ -86,6 +90,17 @@ def plan(study: Study, paces: Paces | None = None) -> dict[str, Any]:
     }
 
 
+def check_words(study: Study) -> None:
+    """Raises UserError where an encoder would not know its words, or another family would read their marks."""
+    d = study.data
+    told = d.words is not None or d.tokenizer == words.LEARNED
+    if families.hides(study.family) and not told and d.tokenizer != "bytes":
+        raise UserError("is missing: an encoder hides whole words", key="data.words", choices=["tokenizer", "jieba"])
+    if told and not families.hides(study.family):
+        rule = "knows no words: wordpiece and data.words belong to an encoder"
+        raise UserError(rule, key="family", value=study.family)
+
+
 def of_target(targets: list[StagePlan], flops: float, seconds: float) -> dict[str, float] | None:
     """What the proxies take as shares of the first target's; None where there is none."""
     return {"flops": flops / targets[0].flops, "cost": seconds / targets[0].seconds} if targets else None
@@ -96,7 +111,15 @@ def handed_on(study: Study, stage: Stage) -> dict[str, Scalar]:
     values: dict[str, Scalar] = {}
     for name in stage.after:
         before = study.stage_named(name)
-        values |= {k: v for k, v in middle(before).items() if k not in ("width", "depth")}
+        values |= {k: v for k, v in middle(before).items() if k not in BODY}
+    for name in study.taught_by(stage):
+        before = study.stage_named(name)
+        runs = sample_trials(study, before, handed_on(study, before))[0].runs
+        values[lessons.RUN + name] = max(runs, key=lambda r: r.tokens).model_dump_json()
+    for label, model in models(study, stage).items():
+        own = {**values_of(study, model.stage, handed_on(study, model.stage)), **model.values}
+        runs = trial(study, model.stage, own, seed=model.seed).runs
+        values[lessons.RUN + label] = max(runs, key=lambda r: r.tokens).model_dump_json()
     return values
 
 
@@ -120,10 +143,9 @@ def sample_trials(study: Study, stage: Stage, before: Values) -> list[Trial]:
     return [trial(study, stage, {**base, **c}) for c in listed]
 
 
-def trials_planned(stage: Stage) -> int:
-    lists = math.prod(len(a.values) for a in stage.axes.values() if isinstance(a, Choice))
-    listed = len(stage.shapes) * max(len(stage.fan), 1) * max(len(stage.batches), 1) * lists
-    return (stage.budget.trials if stage.searches else listed) * len(stage.budget.seeds)
+def trials_planned(study: Study, stage: Stage) -> int:
+    listed = candidates(study, stage, {})
+    return (stage.budget.trials if listed is None else len(listed)) * len(stage.budget.seeds)
 
 
 def priced(study: Study, name: str, kind: str, trials: list[Trial], times: float, paces: Paces) -> StagePlan:
@@ -155,11 +177,16 @@ def shapes_of(study: Study, trials: list[Trial], times: float, paces: Paces, kin
             family.count(t.trunk.shape, body),
             family.flops_per_token(t.trunk.shape, body),
         )
-        row = rows.setdefault(str(shape), {"width": shape.width, "depth": shape.depth, "N": n, "D": 0})
+        row = rows.setdefault(
+            str(shape), {"shape": str(shape), "width": shape.width, "depth": shape.depth, "N": n, "D": 0}
+        )
         d, pace = max(t.rung, row["D"]), paces.at(per_token)
         if kind == "target":  # small proxies are bound by overhead: a target reaches at least what the price says
             pace = max(pace, study.price.pace(t.trunk.settings.precision))
-        row |= {"D": d, "C": 6.0 * n * d, "flops": per_token * d, "trials": row.get("trials", 0.0) + times}
+        if t.rung == d:
+            longest = max(t.runs, key=lambda r: r.tokens)
+            row |= {"D": d, "C": families.compute(longest), "flops": families.flops(longest)}
+        row["trials"] = row.get("trials", 0.0) + times
         row["trained_flops"] = row.get("trained_flops", 0.0) + times * t.trained * per_token
         row["seconds"] = row["trained_flops"] / pace
     return sorted(rows.values(), key=lambda r: r["N"])
@@ -187,10 +214,10 @@ def check_targets(study: Study) -> None:
     for stage in study.stage:
         widths = [{"width": w, "depth": d} for w, d in stage.shapes] or [biggest(stage)]
         for shape in widths:
-            if {"width", "depth"} <= set(shape) and (n := family.count(shape_of(shape), body)) > largest:
+            if {"width", "depth"} <= set(shape) and (n := family.count(shape_of(study.family, shape), body)) > largest:
                 largest, where = n, stage.name
     for target in study.target:
-        n = family.count(Shape(width=target.width, depth=target.depth, kv_heads=target.kv_heads), body)
+        n = family.count(shape_of(study.family, target.model_dump()), body)
         if n < largest:
             raise UserError(
                 f"has {n:,} parameters, fewer than the largest proxy of stage {where} ({largest:,})",

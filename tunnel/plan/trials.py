@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from tunnel import families
 from tunnel.errors import UserError
-from tunnel.run import Body, Joined, Mixed, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
+from tunnel.plan import lessons
+from tunnel.run import BALANCE, TOP_K, Body, Joined, Mixed, Mixture, RunSpec, Settings, Shape, Source, Trial, TrunkSpec
 from tunnel.schedule import HALF_LIFE, whole_batches
 from tunnel.space import Choice, Scalar, by_source, check_shares, mix_of
 from tunnel.study import Stage, Study, Target, Texts
 from tunnel.training import data
 
 Values = Mapping[str, Scalar]  # settings by name, as base-shape values
+STABLE = "1-sqrt"  # a run without a decay has a shape all the same, and one identity
 HANDED_ON_WARMUP = 0.3  # of the shortest rung: what was tuned on longer runs is cut to this where it must  *assumed*
 
 
@@ -73,7 +76,7 @@ def values_of(study: Study, stage: Stage, handed_on: Values) -> dict[str, Scalar
 
 TRAINED = (
     *("lr", "warmup", "decay", "decay_shape", "min_ratio", "half_life", "decay_mix"),
-    *("batch_tokens", "weight_decay", "beta2"),
+    *("batch_tokens", "weight_decay", "beta2", "balance", "masking"),
 )
 
 
@@ -88,18 +91,69 @@ def candidates(study: Study, stage: Stage, handed_on: Values) -> list[dict[str, 
     lists = {name: axis.values for name, axis in stage.axes.items() if isinstance(axis, Choice)}
     if stage.batches:
         lists["batch_tokens"] = stage.batches
+    shapes: list[dict[str, Scalar]] = [{"width": width, "depth": depth} for width, depth in stage.shapes]
+    bodies = shapes or [m.candidate(label) for label, m in models(study, stage).items()]
     listed = [
-        {"width": width, "depth": depth, "lr": lr * factor, **dict(zip(lists, chosen, strict=True))}
-        for width, depth in stage.shapes
+        {**body, "lr": lr * factor, **dict(zip(lists, chosen, strict=True))}
+        for body in bodies
         for chosen in product(*lists.values())
         for factor in stage.fan or (1.0,)
     ]
-    body = body_of(study)
-    return sorted(listed, key=lambda c: -families.load(study.family).flops_per_token(shape_of(c), body))
+    family, of = families.load(study.family), body_of(study)
+
+    def cost(candidate: Mapping[str, Any]) -> float:
+        return float(family.flops_per_token(shape_of(study.family, {**stage.fixed, **candidate}), of))
+
+    return sorted(listed, key=lambda c: -cost(c))
 
 
-def shape_of(values: Mapping[str, Any]) -> Shape:
-    return Shape(width=int(values["width"]), depth=int(values["depth"]), kv_heads=values.get("kv_heads"))
+@dataclass(frozen=True)
+class Model:
+    """A finished model that a stage is to tune: of which stage, which of its candidates at its best lr, which seed."""
+
+    stage: Stage
+    values: Mapping[str, Scalar]
+    seed: int
+
+    def candidate(self, label: str) -> dict[str, Scalar]:
+        return {"width": self.values["width"], "depth": self.values["depth"], "model": label}
+
+
+def models(study: Study, stage: Stage) -> dict[str, Model]:
+    """What a `finetune` tunes, by label: every candidate of its stages, but for the lr, at each seed."""
+    found: dict[str, Model] = {}
+    for before in map(study.stage_named, stage.models):
+        for c in candidates(study, before, {}) or [{}]:
+            own = {**before.fixed, **{k: v for k, v in c.items() if k != "lr"}}
+            shape = require_shape(before, own)
+            told = [f"{shape['width']}x{shape['depth']}", *(str(v) for k, v in own.items() if k in before.axes)]
+            for seed in before.budget.seeds:
+                found["-".join([before.name, *told, f"s{seed}"])] = Model(before, own, seed)
+    return found
+
+
+def shape_of(family: str, values: Mapping[str, Any]) -> Shape:
+    """The shape that settings name; raises UserError where a mixture cannot be, or the family has none."""
+    return Shape(
+        width=int(values["width"]),
+        depth=int(values["depth"]),
+        kv_heads=values.get("kv_heads"),
+        mixture=mixture_of(family, values),
+    )
+
+
+def mixture_of(family: str, values: Mapping[str, Any]) -> Mixture | None:
+    experts, top_k = int(values.get("experts", 1)), int(values.get("top_k", TOP_K))
+    if experts == 1:
+        return None
+    if not families.mixes(family):
+        those = " or ".join(filter(families.mixes, families.names()))
+        raise UserError(
+            f"above 1 is a mixture, which is family {those}'s, not {family}'s", key="experts", value=experts
+        )
+    if top_k > experts:
+        raise UserError(f"is more than the {experts} experts that there are", key="top_k", value=top_k)
+    return Mixture(experts=experts, top_k=top_k, granularity=int(values.get("granularity", 1)))
 
 
 # trials: a candidate at a seed becomes a trunk with its forks
@@ -109,14 +163,16 @@ def trial(
     study: Study, stage: Stage, values: Values, *, seed: int = 0, number: int = 0, corpus_hash: str = ""
 ) -> Trial:
     """A stage's candidate as a trunk with forks at its rungs; raises UserError where the lengths do not fit."""
-    shape = shape_of(require_shape(stage, values))
+    shape = shape_of(study.family, require_shape(stage, values))
     forks, rungs = [d.values() for d in stage.decays], lengths(study, stage, shape, values)
-    return build(study, shape, values, rungs, seed, stage.name, number, corpus_hash, forks)
+    first = lessons.begins(study, stage, values, shape.width)
+    found = build(study, shape, values, rungs, seed, stage.name, number, corpus_hash, forks, first)
+    return found.model_copy(update={"keeps": study.is_wanted(stage.name)})
 
 
 def target_trial(study: Study, target: Target, values: Values, corpus_hash: str = "") -> Trial:
     """The full-size run, planned exactly as a proxy is."""
-    shape = Shape(width=target.width, depth=target.depth, kv_heads=target.kv_heads)
+    shape = shape_of(study.family, target.model_dump())
     values = {**values, "batch_tokens": target.batch_tokens or values["batch_tokens"]}
     values["precision"] = target.precision or study.train.precision
     return build(study, shape, values, [target.tokens], 0, f"target:{target.name}", 0, corpus_hash)
@@ -135,6 +191,10 @@ def lengths(study: Study, stage: Stage, shape: Shape, values: Values) -> list[fl
     """The readings' D of a stage at a shape (tokens, not rounded)."""
     family, body = families.load(study.family), body_of(study)
     n = family.count(shape, body)
+    if stage.rungs is not None and stage.rungs.epochs:
+        return [e * lessons.task_of(study, str(values["task"])).examples * body.seq_len for e in stage.rungs.epochs]
+    if stage.rungs is not None and stage.rungs.flops:
+        return at_flops(study, stage.rungs.flops, shape, values)
     if stage.rungs is not None:
         found = stage.rungs.lengths(n)
         if not found:
@@ -144,8 +204,22 @@ def lengths(study: Study, stage: Stage, shape: Shape, values: Values) -> list[fl
     b = stage.budget
     flops = values["flops"] if "flops" in stage.axes else b.flops
     if flops is not None:
-        return [float(flops) / family.flops_per_token(shape, body)]
+        return at_flops(study, [float(flops)], shape, values)
     return [float(b.tokens)] if b.tokens is not None else [float(b.tokens_per_param or 0) * n]
+
+
+def at_flops(study: Study, flops: Sequence[float], shape: Shape, values: Values) -> list[float]:
+    """D of the readings that take so many FLOPs from scratch, what an upcycled body took while it was dense included.
+
+    With f a token's, F a reading's, F = at·f_dense + (D − at)·f; where `at` is a share of the shortest D, that is found
+    first.
+    """
+    per_token, body = families.load(study.family).flops_per_token, body_of(study)
+    own, dense = per_token(shape, body), per_token(shape.replaced(mixture=None), body)
+    at = float(values.get("upcycle_at", 0.0))
+    if at < 1:
+        at *= min(flops) / (at * dense + (1 - at) * own)
+    return [at + (f - at * dense) / own for f in flops]
 
 
 def build(
@@ -158,6 +232,7 @@ def build(
     number: int,
     corpus_hash: str,
     decays: Sequence[Values] = (),
+    begins: Mapping[str, Any] | None = None,
 ) -> Trial:
     batch = int(values["batch_tokens"])
     if batch % study.model.seq_len:
@@ -167,10 +242,13 @@ def build(
         rules=str(values["rules"]),
         shape=shape,
         body=body_of(study),
-        settings=settings(study, values, batch, min(rungs)),
+        settings=settings(study, shape, values, batch, min(rungs)),
         source=source_of(study, corpus_hash),
         seed=study.seed + seed,
+        **(begins or {}),
     )
+    if "upcycle_at" in values:
+        trunk = upcycled(trunk, float(values["upcycle_at"]), min(rungs), f"stage {stage}")
     ways = [{**values, **d} for d in decays or ({},)]
     mixes = [mixed(study, way, corpus_hash, f"stage {stage}") for way in ways]
     runs = {
@@ -181,7 +259,22 @@ def build(
     return Trial(stage=stage, number=number, runs=tuple(sorted(runs, key=lambda r: (r.decay_start, r.tokens))))
 
 
-def settings(study: Study, values: Values, batch: int, shortest: float) -> Settings:
+def upcycled(trunk: TrunkSpec, at: float, shortest: float, where: str) -> TrunkSpec:
+    """A mixture's trunk that goes on from a dense one: that of a dense stage with its settings, so they share it."""
+    tokens = whole_batches(at if at >= 1 else at * shortest, trunk.settings.batch_tokens, at_least=1)
+    if trunk.shape.mixture is None:
+        raise UserError("has no experts to upcycle to", key=where)
+    if tokens < trunk.settings.warmup:
+        rule = f"lies at {tokens} tokens, in the dense trunk's warmup of {trunk.settings.warmup}"
+        raise UserError(rule, key=f"{where}.space.upcycle_at", value=at)
+    dense = trunk.replaced(
+        shape=trunk.shape.replaced(mixture=None), settings=trunk.settings.replaced(balance=BALANCE)
+    ).until(tokens)
+    stable = RunSpec(trunk=dense, decay_start=tokens, decay_tokens=0, decay_shape=STABLE)
+    return trunk.replaced(start=stable)
+
+
+def settings(study: Study, shape: Shape, values: Values, batch: int, shortest: float) -> Settings:
     """Settings in tokens: a warmup below 1 is a fraction of the shortest rung."""
     t, warmup = study.train, float(values["warmup"])
     micro = min(t.micro_batch_tokens or batch, batch)
@@ -199,6 +292,8 @@ def settings(study: Study, values: Values, batch: int, shortest: float) -> Setti
         eps=t.eps,
         clip=t.clip,
         dropout=t.dropout,
+        balance=float(values["balance"]) if shape.mixture is not None else BALANCE,
+        masking=str(values["masking"]),
         precision=values.get("precision", t.precision),
     )
 
@@ -211,6 +306,8 @@ def fork(trunk: TrunkSpec, study: Study, values: Values, rung: float, where: str
     start = warmup if cosine else d - whole_batches(float(values["decay"]) * d, batch, at_least=1)
     if start < warmup or d <= start:
         raise UserError(f"a warmup of {warmup} tokens leaves no stable phase before the decay at {start}", key=where)
+    if start < trunk.begun:
+        raise UserError(f"a dense trunk of {trunk.begun} tokens is longer than the decay's start at {start}", key=where)
     shape = "cosine" if cosine else str(values["decay_shape"])
     return RunSpec(
         trunk=trunk.until(d),

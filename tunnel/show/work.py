@@ -72,7 +72,7 @@ def plan(p: dict[str, Any]) -> None:
     columns = ["stage", "kind", "trials", "readings", "tokens", "saved by forks", "FLOPs", "device time", "cost", "lr"]
     table(f"What would run, on {p['device']}", columns, rows)
     shapes = [
-        [s["name"], f"{r['width']}×{r['depth']}", r["N"], r["D"], r["C"], r["flops"], r["flops"] / r["C"]]
+        [s["name"], r["shape"], r["N"], r["D"], r["C"], r["flops"], r["flops"] / r["C"]]
         for s in [*p["stages"], *p["targets"]]
         for r in s["shapes"]
     ]

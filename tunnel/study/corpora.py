@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -14,8 +14,9 @@ class Texts(Frozen):
     """Where documents come from."""
 
     corpus: Text = "files"  # stdlib | files | a datasets name
-    paths: tuple[str, ...] = ()  # of corpus "files": txt, jsonl, parquet; globs allowed
+    paths: tuple[str, ...] = ()  # of corpus "files": txt, txt.gz, jsonl, parquet; globs allowed
     text: Text = "text"  # the column of jsonl, parquet and hub rows
+    get: str = ""  # how to get its files, said where there are none
 
     @model_validator(mode="after")
     def with_paths(self) -> Texts:
@@ -65,7 +66,8 @@ class Data(Texts):
     corpus: Text = "stdlib"
     name: Name | None = None  # of the first source; default: its corpus
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)  # of the first source in the pre-training mix
-    tokenizer: Text = "bytes"  # bytes | a transformers tokenizer, by name or folder
+    tokenizer: Text = "bytes"  # bytes | wordpiece, learned from the corpus | a transformers one, by name or folder
+    words: Literal["tokenizer", "jieba"] | None = None  # who says where a word begins, to mask whole ones (encoders)
     vocab: int = Field(256, gt=1)
     held_out: float = Field(0.05, gt=0, lt=0.5)  # of the documents, by the hash of their name
     eval_tokens: Tokens = 32_768  # of each source's held-out slice
@@ -105,6 +107,8 @@ class Data(Texts):
     def together(self) -> Data:
         if list(self.then) != sorted(self.then, key=lambda t: t.at):
             raise ValueError("then lists what joins later, earliest first")
+        if self.words == "jieba" and self.tokenizer == "bytes":
+            raise ValueError('words = "jieba" needs a tokenizer: bytes have words of their own')
         names = [self.first, *(s.name for s in self.source)]
         for name in names:
             if names.count(name) > 1:

@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from tunnel.run import BALANCE, TOP_K
 from tunnel.schedule import HALF_LIFE
 from tunnel.space import (
+    LESSON,
     MIX,
     SHAPE,
     Axis,
@@ -21,6 +23,7 @@ from tunnel.space import (
     parse_space,
 )
 from tunnel.study.corpora import Data, Mix
+from tunnel.study.lessons import Task, Teacher
 from tunnel.study.means import Resources, StageResources, check_server
 from tunnel.study.money import Limit, Notify, Price
 from tunnel.study.values import Frozen, Name, Once, Positive, Tokens, listed
@@ -58,6 +61,8 @@ class Train(Frozen):
     eps: float = Field(1e-8, gt=0)
     clip: float = Field(1.0, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)  # of the attention's weights
+    balance: float = Field(BALANCE, ge=0)  # weight of the experts' balance loss
+    masking: Literal["words", "tokens"] = "words"  # what an encoder hides as a whole
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @model_validator(mode="after")
@@ -74,6 +79,9 @@ class Target(Frozen):
     width: int = Field(gt=0)
     depth: int = Field(gt=0)
     kv_heads: int | None = Field(None, gt=0)
+    experts: int = Field(1, gt=0)  # of a layer; 1: dense
+    top_k: int = Field(TOP_K, gt=0)
+    granularity: int = Field(1, gt=0)
     tokens: Tokens
     seq_len: int | None = None
     tokenizer: str | None = None
@@ -92,7 +100,7 @@ class Budget(Frozen):
 
 
 class Rungs(Frozen):
-    """The readings' lengths D of a ladder: exactly one of tokens and tokens_per_param.
+    """The readings' lengths D of a ladder: exactly one of tokens, tokens_per_param and flops (the full count of each).
 
     `max_flops`: a shape has the rungs whose C = 6ND is at most that: small shapes reach the target's D, large ones go
     towards its N, and no reading costs what the corner of a grid would.
@@ -100,17 +108,30 @@ class Rungs(Frozen):
 
     tokens: tuple[Tokens, ...] = ()
     tokens_per_param: tuple[Positive, ...] = ()
+    flops: tuple[Positive, ...] = ()
+    epochs: tuple[Positive, ...] = ()  # of a task
     max_flops: Positive | None = None
 
     @model_validator(mode="after")
     def one(self) -> Rungs:
-        if bool(self.tokens) == bool(self.tokens_per_param):
-            raise ValueError("rungs needs exactly one of tokens, tokens_per_param")
+        if sum(map(bool, (self.tokens, self.tokens_per_param, self.flops, self.epochs))) != 1:
+            raise ValueError("rungs needs exactly one of tokens, tokens_per_param, flops")
+        if self.flops and self.max_flops:
+            raise ValueError("rungs.flops are what each reading costs: max_flops has nothing to cut")
         return self
+
+    @property
+    def unit(self) -> str:
+        return next(k for k in ("tokens", "tokens_per_param", "flops", "epochs") if getattr(self, k))
+
+    @property
+    def listed(self) -> tuple[float, ...]:
+        """The rungs as they were asked."""
+        return tuple(getattr(self, self.unit))
 
     def lengths(self, n: int) -> list[float]:
         """D in tokens, not rounded, of a shape of `n` parameters; none where all cost more than `max_flops`."""
-        every = [float(t) for t in self.tokens] or [r * n for r in self.tokens_per_param]
+        every = [float(r) * (n if self.unit == "tokens_per_param" else 1) for r in self.listed]
         return [d for d in every if self.max_flops is None or 6 * n * d <= self.max_flops]
 
 
@@ -147,7 +168,7 @@ class Stage(Frozen):
     """
 
     name: Name
-    kind: Literal["search", "ladder", "batch", "verdict", "noise"]
+    kind: Literal["search", "ladder", "batch", "verdict", "noise", "distill", "finetune"]
     after: Annotated[tuple[str, ...], BeforeValidator(listed)] = ()
     space: dict[str, Any] = Field(default_factory=dict)
     budget: Budget = Budget()
@@ -157,6 +178,10 @@ class Stage(Frozen):
     fan: Annotated[tuple[float, ...], Once] = ()
     batches: Annotated[tuple[Tokens, ...], Once] = ()
     rungs: Rungs | None = None
+    fork: Literal["decay", "upcycle"] = "decay"  # upcycle: a mixture that goes on from a dense body's stable trunk
+    models: Annotated[tuple[str, ...], BeforeValidator(listed), Once] = ()  # of a finetune: stages; the teacher's first
+    accept: float = Field(0.9, gt=0)  # of a finetune: the least share of the teacher's score, on every task
+    start_layers: bool = False  # of a distill: the student begins with the teacher's layers that it matches
     decays: Annotated[tuple[Decay, ...], Once] = ()
     halving: int | None = Field(None, ge=2)  # at each rung one trial in so many goes on; needs rungs
     widen: int = Field(2, ge=0)  # times that a fan may be widened on a side where its minimum lies at the edge
@@ -165,7 +190,13 @@ class Stage(Frozen):
     @property
     def searches(self) -> bool:
         """Whether a sampler finds its trials; else they are listed."""
-        return self.kind == "search"
+        return self.kind == "search" or (self.kind == "distill" and not self.shapes)
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Whom its students learn from, by name."""
+        told = parse_space(self.space).get("teacher", ())
+        return tuple(map(str, told.values)) if isinstance(told, Choice) else (str(told),) if told else ()
 
     @property
     def axes(self) -> dict[str, Axis]:
@@ -183,16 +214,41 @@ class Stage(Frozen):
         if "flops" in self.fixed or isinstance(self.axes.get("flops"), Choice):
             raise ValueError("space.flops must be a range; one value for all trials is budget.flops")
         (self._search if self.searches else self._listed)()
-        if self.halving and (self.rungs is None or self.length_of(self.rungs) < 2):
+        self._upcycles({**self.axes, **self.fixed})
+        self._teaches()
+        if self.halving and (self.rungs is None or len(self.rungs.listed) < 2):
             raise ValueError("halving compares trials at rungs: it needs at least two")
         for key in {name.partition(".")[0] for name in self.axes} & {"decay", MIX}:
             if any(getattr(d, key) is not None for d in self.decays):
                 raise ValueError(f"decays lists what space.{key} searches: give one of them")
         return self
 
-    @staticmethod
-    def length_of(rungs: Rungs) -> int:
-        return len(rungs.tokens) or len(rungs.tokens_per_param)
+    def _teaches(self) -> None:
+        distills, told = self.kind == "distill", [k for k in LESSON if k in parse_space(self.space)]
+        if distills and not self.teachers:
+            raise ValueError("a distill needs space.teacher: the name of an earlier stage, or of a [[teacher]]")
+        if not distills and (told or self.start_layers):
+            raise ValueError(f"{[*told, 'start_layers'][0]} belongs to a stage of kind distill")
+        tunes, told = self.kind == "finetune", [k for k in ("task", "model") if k in parse_space(self.space)]
+        if tunes and (not self.models or told != ["task"]):
+            raise ValueError("a finetune needs models, the names of earlier stages, and space.task, of [[task]]s")
+        if not tunes and (told or self.models or (self.rungs is not None and self.rungs.epochs)):
+            raise ValueError(f"{[*told, 'models and rungs.epochs'][0]} belong to a stage of kind finetune")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its models are tuned on, by name."""
+        told = parse_space(self.space).get("task", ())
+        return tuple(map(str, told.values)) if isinstance(told, Choice) else (str(told),) if told else ()
+
+    def _upcycles(self, space: dict[str, Any]) -> None:
+        upcycles = self.fork == "upcycle"
+        if upcycles != ("upcycle_at" in space):
+            raise ValueError('fork = "upcycle" and space.upcycle_at belong together')
+        if upcycles and space.get("experts", 1) == 1:
+            raise ValueError('fork = "upcycle" needs space.experts, above 1')
+        if upcycles and space.get("granularity", 1) != 1:
+            raise ValueError("an upcycled expert is a copy of the whole network: no granularity but 1")
 
     def _search(self) -> None:
         if not self.axes:
@@ -210,7 +266,7 @@ class Stage(Frozen):
                 )
         if len(lengths) + (self.rungs is not None) != 1:
             raise ValueError("budget needs exactly one of tokens, tokens_per_param, flops; or the stage has rungs")
-        shaped = [k for k in SHAPE if k in self.axes]
+        shaped = [k for k in (*SHAPE, "top_k", "granularity") if k in self.axes]
         if shaped and lengths != ["flops"]:
             raise ValueError(
                 f"{shaped[0]} is in the sampler's space, so the budget must be in flops: "
@@ -222,7 +278,9 @@ class Stage(Frozen):
             first = name.partition(".")[0]
             if isinstance(axis, Range) or first in ("lr", "batch_tokens", *SHAPE, *Decay.model_fields):
                 raise ValueError(f"{name}: a {self.kind} searches nothing; give shapes, fan, batches, rungs, decays")
-        if not self.shapes or self.rungs is None:
+        if self.kind == "finetune" and (self.shapes or self.rungs is None or not self.rungs.epochs):
+            raise ValueError("a finetune needs rungs = { epochs = [...] }, and has the shapes of its models")
+        if self.kind != "finetune" and (not self.shapes or self.rungs is None):
             raise ValueError(f"a {self.kind} needs shapes and rungs")
         if (self.kind == "batch" and not self.batches) or (self.kind == "ladder" and self.batches):
             raise ValueError("batches belong to a batch or verdict stage, and a batch stage needs them")
@@ -242,6 +300,8 @@ class Study(Frozen):
     data: Data = Data()
     model: Model = Model()
     train: Train = Train()
+    teacher: Annotated[tuple[Teacher, ...], Field(max_length=16)] = ()
+    task: Annotated[tuple[Task, ...], Field(max_length=16)] = ()
     target: tuple[Target, ...] = ()  # none: the study compares, and forecasts nothing
     resources: Resources = Resources()
     price: Price = Price()
@@ -255,6 +315,14 @@ class Study(Frozen):
     def stage_named(self, name: str) -> Stage:
         return next(s for s in self.stage if s.name == name)
 
+    def taught_by(self, stage: Stage) -> list[str]:
+        """The stages whose best runs a stage's students learn from."""
+        return [name for name in stage.teachers if name not in {t.name for t in self.teacher}]
+
+    def is_wanted(self, stage: str) -> bool:
+        """Whether a later stage begins with, or learns from, its finished models."""
+        return any(stage in (*s.teachers, *s.models) for s in self.stage)
+
     def resources_of(self, stage: Stage) -> Resources:
         """What a stage's workers take: its own words, and the study's for the rest."""
         return self.resources.model_copy(update=stage.resources.model_dump(exclude_none=True))
@@ -266,12 +334,21 @@ class Study(Frozen):
         if self.budget.max_cost is not None and not self.price.per_hour:
             raise ValueError("budget.max_cost needs a price.per_hour above 0")
         names: list[str] = []
+        tasks = [t.name for t in self.task]
         for stage in self.stage:
             if stage.name in names:
                 raise ValueError(f"stage {stage.name}: the name is taken")
             for before in stage.after:
                 if before not in names:
                     raise ValueError(f"stage {stage.name}: after names {before!r}, which is no earlier stage")
+            for teacher in self.taught_by(stage):
+                if teacher not in names:
+                    choices = ", ".join([*names, *(t.name for t in self.teacher)])
+                    raise ValueError(f"stage {stage.name}: teacher {teacher!r} is no earlier stage; choices: {choices}")
+            for kind, asked, known in (("models", stage.models, names), ("task", stage.tasks, tasks)):
+                for one in (a for a in asked if a not in known):
+                    choices = ", ".join(known) or "none"
+                    raise ValueError(f"stage {stage.name}: {kind} names {one!r}; choices: {choices}")
             names.append(stage.name)
         if len({t.name for t in self.target}) < len(self.target):
             raise ValueError("target: two targets have one name")

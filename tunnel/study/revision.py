@@ -6,12 +6,12 @@ from typing import Any
 
 from tunnel.study.models import Decay, Study
 
-# No reading depends on them. pydantic's way to say which: the key, and of each stage its resources.
+# No reading depends on them. pydantic's way to say which: the key, and of each stage its resources and gate.
 FREE: dict[str, Any] = dict.fromkeys(
     ("question", "resources", "price", "budget", "notify", "storage", "storage_password_env", "small"), True
-) | {"stage": {"__all__": {"resources"}}}
-RUNGS = {"tokens", "tokens_per_param"}
-GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan", "decays", "then", "source"} | RUNGS
+) | {"stage": {"__all__": {"resources", "accept"}}, "data": {"get"}, "task": {"__all__": {"get"}}}
+RUNGS = {"tokens", "tokens_per_param", "flops", "epochs"}
+GROWS = {"stage", "target", "shapes", "seeds", "batches", "fan", "decays", "then", "source", "teacher", "task"} | RUNGS
 IMPLIED: dict[str, list[Any]] = {"fan": [1.0], "decays": [Decay().model_dump()]}  # what an empty list stands for
 
 

@@ -203,6 +203,7 @@ def environment(address: str | None) -> None:
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
         TUNE_DISABLE_SIGINT_HANDLER="1",
         RAY_AIR_NEW_OUTPUT="0",
+        RAY_CHDIR_TO_TRIAL_DIR="0",  # a study's relative paths are the driver's
         TUNE_GLOBAL_CHECKPOINT_S="inf",  # of the controller: a snapshot of all trials, which nobody reads
         TUNE_MAX_PENDING_TRIALS_PG="1000000",  # all workers start at once: our searcher knows how many there are
     )

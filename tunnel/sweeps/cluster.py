@@ -21,7 +21,7 @@ from typing import Any
 import ray
 from ray.exceptions import AuthenticationError
 
-from tunnel.errors import RESUMABLE, UserError
+from tunnel.errors import RESUMABLE, Stopped, UserError
 from tunnel.sweeps import tokens
 from tunnel.sweeps.backends import SIGNALS
 
@@ -48,7 +48,8 @@ except AuthenticationError:
 def joined(address: str | None) -> dict[str, float]:
     """Joins a cluster, or starts a local one that lives as long as this process; returns its resources.
 
-    Raises UserError where nothing answers, where it wants another token, or where it wants none.
+    Raises UserError where nothing answers, where it wants another token, or where it wants none, and Stopped where
+    Ray does not start here: a machine that is too crowded may do it later.
     """
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
@@ -65,9 +66,14 @@ def joined(address: str | None) -> dict[str, float]:
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **options)
         except AuthenticationError:
             raise UserError(WANTED, key="--address", value=address) from None
-        except (ConnectionError, TimeoutError, ValueError) as e:
-            raise UserError(f"no Ray cluster answers ({type(e).__name__})", key="--address", value=address) from None
-        install(handlers)  # Ray's own handler of SIGTERM would abort the driver
+        except Exception as e:  # Ray's have no type in common: that a raylet did not start is a bare one
+            ray.shutdown()  # what did start
+            why = f"{type(e).__name__}: {(str(e).strip().splitlines() or [''])[0][:200]}"
+            if address is None:
+                raise Stopped(f"Ray did not start here ({why}); the same command tries it again") from None
+            raise UserError(f"no Ray cluster answers ({why})", key="--address", value=address) from None
+        finally:
+            install(handlers)  # Ray's own handler of SIGTERM would abort the driver
         if address is not None:
             require_token(address)
     return ray.cluster_resources()

@@ -7,15 +7,17 @@ there, so that neither waits for the other.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
-from tunnel.answers import recommend
+from tunnel.answers import recommend, running
 from tunnel.errors import UserError
 from tunnel.families import Arrays
 from tunnel.folder.store import Store
 from tunnel.run import RunSpec, Trial
 from tunnel.study import Study
 from tunnel.sweeps import launch, sweep
+from tunnel.sweeps.alarm import Alarm
 
 
 def decay_now(
@@ -43,15 +45,23 @@ def decay_now(
     if record is None:
         aside = keep.part("early", shorter.fingerprint)
         aside.save_state(run.trunk.until(meta["tokens"]).fingerprint, meta["tokens"], arrays, meta)
+        carried(keep, run.trunk.fingerprint, aside, shorter.trunk.fingerprint)
         trial = Trial(stage=f"target:{goal.name}:early", number=0, runs=(shorter,))
-        launch.grown(asked, aside, [trial], address=address, watch=watch, workers=workers)
+        watched = Alarm(asked, keep, [shorter], partial(running.shortened, asked, keep, goal.name), watch, at=aside)
+        launch.grown(asked, aside, [trial], address=address, watch=watched, workers=workers)
         found = aside.record(shorter.fingerprint)
         assert found is not None
-        rows = aside.curve(shorter.fingerprint)
-        keep.write_curve(shorter.fingerprint, [] if rows is None else list(rows.itertuples(index=False, name=None)))
+        carried(aside, shorter.fingerprint, keep, shorter.fingerprint)
         record = keep.write_record(found)
         aside.remove()
     return record.model_dump(mode="json")
+
+
+def carried(there: Store, theirs: str, here: Store, ours: str) -> None:
+    """Copies a curve from one folder into another."""
+    rows = there.curve(theirs)
+    if rows is not None:
+        here.write_curve(ours, list(rows.itertuples(index=False, name=None)))
 
 
 def last_state(keep: Store, run: RunSpec) -> tuple[Arrays, dict[str, Any]] | None:

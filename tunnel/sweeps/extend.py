@@ -12,7 +12,7 @@ from tunnel import plan, study
 from tunnel.errors import UserError, about
 from tunnel.folder import audit
 from tunnel.space import UNITS, whole
-from tunnel.study import Rungs, Stage, Study
+from tunnel.study import Stage, Study
 from tunnel.sweeps import sweep
 
 
@@ -35,7 +35,7 @@ def extend(
     asked, keep = sweep.located(where, out)
     text = study.read_text(keep.path("study.toml"))
     scaled = sweep.is_small(keep)
-    added = {s.name: (unit(s.rungs), longer(s, tokens)) for s in chosen(asked, stage) if s.rungs is not None}
+    added = {s.name: (s.rungs.unit, longer(s, tokens)) for s in chosen(asked, stage) if s.rungs is not None}
     text = with_rungs(text, added, small=scaled)
     if join is not None:
         text = with_joined(text, sweep.longest(keep), join, share)
@@ -57,24 +57,20 @@ def chosen(asked: Study, name: str | None) -> list[Stage]:
     return found
 
 
-def unit(rungs: Rungs) -> str:
-    return "tokens" if rungs.tokens else "tokens_per_param"
-
-
 def longer(stage: Stage, tokens: str) -> float:
     """A stage's new rung, in the unit of its rungs; raises UserError where it is no longer than what there is."""
     assert stage.rungs is not None
-    longest = max(stage.rungs.tokens or stage.rungs.tokens_per_param)
+    longest, unit = max(stage.rungs.listed), stage.rungs.unit
     factor = re.fullmatch(r"(\d+(?:\.\d+)?)x", tokens.strip())
     if factor:
         found = float(factor[1]) * longest
-    elif stage.rungs.tokens:
+    elif unit == "tokens":
         found = length(tokens)
     else:
-        raise UserError(f"stage {stage.name} counts its rungs per parameter: say 2x", key="--tokens", value=tokens)
+        raise UserError(f"stage {stage.name} counts its rungs in {unit}: say 2x", key="--tokens", value=tokens)
     if found <= longest:
         raise UserError(f"must be longer than stage {stage.name}'s {longest:g}", key="--tokens", value=tokens)
-    return round(found) if stage.rungs.tokens else found
+    return round(found) if unit == "tokens" else found
 
 
 def length(tokens: str) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tunnel import families
-from tunnel.answers import counterfactual, forecasts, recommend
+from tunnel.answers import counterfactual, forecasts, recommend, running
 from tunnel.errors import Stopped, UserError
 from tunnel.folder import audit, store
 from tunnel.folder.store import Store
@@ -38,14 +39,15 @@ def train(
     goal, told = recommend.stored(asked, keep, target)
     run = RunSpec.model_validate(told["run"])
     runs = {s: run.replaced(trunk=run.trunk.replaced(seed=s)) for s in (run.trunk.seed, *seeds)}
-    trials = [Trial(stage=f"target:{goal.name}", number=i, runs=(r,)) for i, r in enumerate(runs.values())]
+    stage = f"target:{goal.name}"
+    trials = [Trial(stage=stage, number=i, runs=(r,), keeps=r == run) for i, r in enumerate(runs.values())]
     left = [t for t in trials if keep.record(t.runs[0].fingerprint) is None]
     if left:
 
         def begin() -> None:
             forecasts.begin(keep, goal.name, run.fingerprint)
 
-        watched = Alarm(asked, keep, goal.name, list(runs.values()), watch)
+        watched = Alarm(asked, keep, list(runs.values()), partial(running.awaited, asked, keep, goal.name), watch)
         grown(asked, keep, left, address=address, watch=watched, begin=begin, workers=workers)
     records = {s: keep.record(r.fingerprint) for s, r in runs.items()}
     own = records[run.trunk.seed]
@@ -70,7 +72,10 @@ def contrast(
     told = counterfactual.registered(asked, keep, target, hours)
     left = [t for t in counterfactual.trials(told) if keep.record(t.runs[0].fingerprint) is None]
     if left:
-        grown(asked, keep, left, address=address, watch=watch)
+        (own,) = (e for e in told if e["factor"] == 1.0)
+        run = RunSpec.model_validate(own["spec"])
+        watched = Alarm(asked, keep, [run], lambda r: running.expected(asked, keep, own["target"], r, own), watch)
+        grown(asked, keep, left, address=address, watch=watched)
     return counterfactual.judged(keep, told)
 
 

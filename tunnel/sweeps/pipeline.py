@@ -8,7 +8,9 @@ from typing import Any
 
 from tunnel import export, families
 from tunnel.answers import comparisons, forecasts, ladder, recommend
+from tunnel.errors import UserError
 from tunnel.folder import audit, store
+from tunnel.folder.store import Store
 from tunnel.sweeps import launch, sweep
 
 Say = Callable[[str], None]
@@ -42,10 +44,7 @@ def run(
     name, span = told["target"]["name"], f"{told['low']:.4f} to {told['high']:.4f}"
     say(f"forecast for {name}: {told['forecast']:.4f} ({span}), registered")
     to = "hf" if hasattr(families.load(asked.family), "config_dict") else "json"
-    bundle = export.place(keep.root, to)
-    if store.read_json(bundle / "recommendation.json") != told:
-        export.export(told, to, bundle, force=True)
-        audit.note(keep.root, "exported", to=to, out=str(bundle))
+    bundle = exported(keep, told, to, say)
     say("training the target")
     launch.train(asked, keep, address=address, watch=watch)
     checked = forecasts.check(keep, told["target"]["name"])
@@ -58,3 +57,19 @@ def run(
         "bundle": str(bundle),
         "check": checked,
     }
+
+
+def exported(keep: Store, told: dict[str, Any], to: str, say: Say) -> Path:
+    """The recommendation's bundle for a trainer; where that would lose something of it, the neutral one."""
+    bundle = export.place(keep.root, to)
+    if store.read_json(bundle / "recommendation.json") == told:
+        return bundle
+    try:
+        export.export(told, to, bundle, force=True)
+    except UserError as e:
+        if to == "json":
+            raise
+        say(f"{e}: exported as data instead")
+        return exported(keep, told, "json", say)
+    audit.note(keep.root, "exported", to=to, out=str(bundle))
+    return bundle

@@ -1,7 +1,7 @@
 """What of a study's folder nobody needs any more: checkpoints behind the readings, and what killed writers left.
 
-Kept are the fork points of planned runs that have no record yet, and of every trunk the last checkpoint, from which
-`extend` goes on. Records, curves and results are never touched.
+Kept are the fork points of planned runs that have no record yet, of every trunk the last checkpoint, from which
+`extend` goes on, and the finished full-size models. Records, curves and results are never touched.
 """
 
 from __future__ import annotations
@@ -62,11 +62,14 @@ def measured(paths: list[Path]) -> dict[str, int]:
 def prunable(asked: Study, keep: Store) -> tuple[Found, list[Path]]:
     """What could be freed, by kind, and the checkpoints that stay."""
     found: Found = {**{kind: [] for kind in KINDS}, "unfinished": keep.unfinished()}
-    recorded, needed, kept = {r.fingerprint_of for r in keep.records()}, wanted(asked, keep), list[Path]()
+    recorded, needed, kept = {r.fingerprint_of: r for r in keep.records()}, wanted(asked, keep), list[Path]()
     for trunk in sorted(p.name for p in keep.path("trunks").glob("*") if p.is_dir()):
         folders = keep.checkpoints(trunk)
         if trunk in recorded:
-            found["decays"] += folders
+            r = recorded[trunk]
+            models = [f for f in folders if r.stage.startswith("target:") and int(f.name) == r.D]
+            kept += models
+            found["decays"] += [f for f in folders if f not in models]
             continue
         while folders and not intact(folders[-1]):  # the last one must be good: all before it may go
             found["damaged"].append(folders.pop())

@@ -141,7 +141,8 @@ class StageQueue:
         shown, trial, records = self.live.running[number], self.running[number], self.records[number]
         if isinstance(event, Progress):
             decays = sum(r.run.decay_tokens for r in records.values())
-            shown |= {"phase": event.phase, "loss": event.loss, "tokens": decays + event.tokens}
+            own = max(event.tokens - trial.trunk.begun, 0)
+            shown |= {"phase": event.phase, "loss": event.loss, "tokens": decays + own}
         else:
             if event.fingerprint_of not in records:
                 self.account.measured(number, event)

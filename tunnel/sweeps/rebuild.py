@@ -97,6 +97,7 @@ def candidate(asked: Study, stage: Stage, records: list[Record]) -> dict[str, Sc
     shape = records[0].run.trunk.shape
     shortest = min(plan.lengths(asked, stage, shape, row))
     fractions = {"warmup": row["warmup"] / shortest, "decay": decay(records)}
+    fractions["upcycle_at"] = row["upcycle_at"] / shortest
     return {name: within(axis, row.get(name, 0.0), fractions.get(name)) for name, axis in stage.axes.items()}
 
 
@@ -111,6 +112,8 @@ def decay(records: list[Record]) -> float:
 
 def within(axis: Range | Choice, value: Scalar, fraction: float | None) -> Scalar:
     """A value on its axis; a length as a fraction, unless the axis is in tokens."""
+    if isinstance(axis, Choice) and fraction is not None:
+        return min(axis.values, key=lambda v: abs(float(v) - (float(value) if float(v) >= 1 else fraction)))
     if isinstance(axis, Choice) or isinstance(value, str):
         return value
     if fraction is not None and axis.high < 1:

@@ -14,13 +14,13 @@ from typing import Any
 
 from tunnel import families, plan
 from tunnel.errors import UserError
-from tunnel.families import Arrays, Grown
-from tunnel.folder import environment
+from tunnel.families import Arrays, Grown, State
+from tunnel.folder import checkpoint, environment
 from tunnel.folder.store import Store
-from tunnel.run import Record, Trial
+from tunnel.run import Record, RunSpec, Trial, TrunkSpec
 from tunnel.study import Study
 from tunnel.sweeps.status import Live, Watch
-from tunnel.training import forks
+from tunnel.training.data import Corpus
 
 WATCH_SECONDS = 1.0  # between words to the watcher
 Difference = dict[str, Any]  # what, where (tokens, tensor), and the two values
@@ -37,18 +37,17 @@ def rerun(asked: Study, keep: Store, run: str, *, watch: Watch | None = None) ->
     trunk = record.run.trunk
     reads = families.load(trunk.family).reads
     corpus = plan.opened(asked) if reads else None
-    corpus = corpus.of(trunk.source) if corpus is not None else None
     if reads:
         from tunnel.training.train import one_thread  # only now: it imports torch
 
         one_thread()
-    grown = families.load(trunk.family).grown(trunk, corpus)
-    at_fork, alive = trained(grown, record, watch)
+    grown, others = begun(trunk, corpus)
+    at_fork, alive = trained(grown, record, watch) if others else (None, False)
     loss = grown.evaluate() if alive else math.inf
-    again: dict[str, Any] = {"loss": None, "diverged_at": grown.tokens}
+    again: dict[str, Any] = {"loss": None, "diverged_at": grown.tokens if others else None}
     if math.isfinite(loss):
         slices = {k: v for k, v in grown.slices().items() if k in record.slices}  # no source that was named since
-        again = {**forks.digests(*grown.state()), "loss": loss, "slices": slices}
+        again = {**checkpoint.digests(*grown.state()), "loss": loss, "slices": slices}
     recorded = {**record.final, "loss": record.loss, "slices": record.slices, "diverged_at": record.diverged_at}
     kept = keep.peek(trunk.until(record.run.decay_start).fingerprint, record.run.decay_start)
     found = [spec(record), *at_the_fork(kept, at_fork), *at_the_end(recorded, again, grown.tokens)]
@@ -74,6 +73,29 @@ def named(keep: Store, run: str) -> Record:
     record = keep.record(found[0])
     assert record is not None
     return record
+
+
+def begun(trunk: TrunkSpec, corpus: Corpus | None) -> tuple[Grown, bool]:
+    """A trunk's model before its first step, and whether what it needs could be trained: from scratch, too."""
+    others = {use: last(run, corpus) for use, run in trunk.needs.items()}  # first: a model that is made seeds the RNG
+    grown: Grown = families.load(trunk.family).grown(trunk, corpus)
+    there = {use: state for use, state in others.items() if state is not None}
+    if len(there) == len(others):
+        grown.begin(there)
+    return grown, len(there) == len(others)
+
+
+def last(run: RunSpec, corpus: Corpus | None) -> State | None:
+    """The last state of a run that another needs; None where it diverges."""
+    grown, alive = begun(run.trunk, corpus)
+    while alive and grown.tokens < run.tokens:
+        if grown.tokens == run.decay_start:
+            grown.mix_in(run.mix, run.decay_start)
+        alive = grown.step(run.multiplier(grown.tokens))
+    if not alive:
+        return None
+    arrays, meta = grown.state()
+    return {k: v.copy() for k, v in arrays.items()}, meta
 
 
 def stepper(grown: Grown, record: Record) -> Callable[[float], bool]:

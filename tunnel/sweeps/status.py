@@ -170,7 +170,7 @@ def counts(
 
     `left`: those not done, by shape where it is listed.
     """
-    none: dict[str, Any] = {"planned": plan.trials_planned(stage)} | {state: 0 for state in STATES}
+    none: dict[str, Any] = {"planned": plan.trials_planned(asked, stage)} | {state: 0 for state in STATES}
     handed = resolved["handed_on"] if resolved is not None else plan.handed_on(asked, stage)
     base, listed = plan.values_of(asked, stage, handed), plan.candidates(asked, stage, handed)
     runs: dict[tuple[Scalar, ...], int] = {}

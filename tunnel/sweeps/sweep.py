@@ -171,11 +171,30 @@ def sweep(
 def began(keep: Store, **how: Any) -> None:
     """Notes that a sweep begins, or goes on; warns where it does so under versions that measured nothing here yet."""
     stages = store.read_json(keep.path("study.resolved.json"), {}).get("stages", {})
-    other = environment.changed(keep.root) if stages else {}
+    known = environment.all_kept(keep.root) or [r.versions for r in keep.records() if r.versions]  # of 0.3 and before
+    other = environment.changed(known) if stages else {}
     if other:
-        said = ", ".join(f"{k} {then} → {now}" for k, (then, now) in other.items())
+        said = ", ".join(f"{k} {then or 'unknown'} → {now}" for k, (then, now) in other.items())
         log.warning("%s goes on under other versions than it was measured with: %s", keep.root, said)
     audit.note(keep.root, "resumed" if stages else "launched", **how, **({"versions": other} if other else {}))
+
+
+def best_runs(asked: Study, stage: Stage, keep: Store) -> dict[str, Scalar]:
+    """The finished runs that a stage's students learn from, or that it tunes: least loss at the last rung."""
+    found, readings = dict[str, Scalar](), keep.readings()
+    wanted: list[tuple[str, str, dict[str, Scalar]]] = [(name, name, {}) for name in asked.taught_by(stage)]
+    for label, m in plan.models(asked, stage).items():
+        wanted.append((label, m.stage.name, {**m.values, "seed": asked.seed + m.seed}))
+    for name, source, values in wanted:
+        rows = tuned.of_stage(readings, source)
+        for k, v in values.items():
+            rows = rows[rows[k] == v] if k in rows else rows
+        if not len(rows):
+            raise UserError("has no finished run to go on with", file=keep.root, key=f"stage.{source}", value=name)
+        best = keep.record(str(rows[rows.D.max() == rows.D].sort_values("loss").fingerprint.iloc[0]))
+        assert best is not None
+        found[plan.RUN + name] = best.run.model_dump_json()
+    return found
 
 
 def hand_on(asked: Study, stage: Stage, keep: Store) -> dict[str, Scalar]:
@@ -186,7 +205,7 @@ def hand_on(asked: Study, stage: Stage, keep: Store) -> dict[str, Scalar]:
         found = [tuned.best(asked.stage_named(name), keep.readings()) for name in stage.after]
         handed = {k: v for settings in found for k, v in settings.items()}
         resolved["stages"][stage.name] = {
-            "handed_on": {k: s.value for k, s in handed.items()},
+            "handed_on": {k: s.value for k, s in handed.items()} | best_runs(asked, stage, keep),
             "evidence": {k: s.as_dict() for k, s in handed.items()},
             "when": store.now(),
         }

@@ -20,7 +20,7 @@ Paths = str | os.PathLike[str]
 
 LARGEST = 2**30  # bytes; assumed: a table of runs is megabytes, a gigabyte is another file by mistake
 # contract 4's columns that the laws read
-NUMBERS = ("N", "D", "loss", "C", "lr", "batch_tokens", "weight", "width", "depth", "N_embed")
+NUMBERS = ("N", "D", "loss", "C", "lr", "batch_tokens", "weight", "width", "depth", "N_embed", "N_total")
 MARKING = ("warmup", "unique_tokens")  # read where they are numbers: rows are marked by them, no law needs them
 NEEDED = ("N", "D", "loss")
 TARGETS = ("N", "D")

@@ -7,13 +7,15 @@ goes by the hash of a document's name, so that it stays when the corpus grows.
 from __future__ import annotations
 
 import glob
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import numpy as np
 from tunnel.errors import UserError
 from tunnel.run import RunSpec
 from tunnel.study import Data, Origin, Texts
+from tunnel.training import words
 from tunnel.training.stream import Corpus, Joins
 
 SEPARATOR = 0  # the byte between documents of the byte tokenizer
@@ -71,6 +74,7 @@ def opened(data: Data, seq_len: int) -> Corpus:
 
     Raises UserError where one does not exist, is empty, or is too short for one sequence on either side.
     """
+    data = with_vocabulary(data)
     first = replace(alone(data, seq_len), name=data.first)
     sources = {s.name: replace(beside(data, s, seq_len, "source"), name=s.name) for s in data.source}
     then = tuple(
@@ -80,6 +84,28 @@ def opened(data: Data, seq_len: int) -> Corpus:
     trunk = "+".join([first.hash, *(j.corpus.hash for j in then)])
     identity = trunk + "".join(f";{name}={c.hash}" for name, c in sources.items())
     return replace(first, hash=identity, then=then, sources=tuple(sources.values()))
+
+
+def with_vocabulary(data: Data) -> Data:
+    """The same, with its tokenizer named by its learned vocabulary, which what joins it shares."""
+    if data.tokenizer != words.LEARNED:
+        return data
+    alone = data.model_copy(update={"then": (), "source": ()})
+
+    def texts() -> Iterator[str]:
+        return (text for name, text in documents(alone) if not is_held_out(name, data.held_out))
+
+    return data.model_copy(update={"tokenizer": str(words.learned(texts, corpus_hash(data), data.vocab, cache()))})
+
+
+def is_learned(data: Data) -> bool:
+    """Whether its tokenizer is a vocabulary that was learned here, by its file."""
+    return Path(data.tokenizer).parent == cache()
+
+
+def is_flagged(data: Data) -> bool:
+    """Whether its tokens say where a word begins (`tunnel.training.words`); bytes say so by themselves."""
+    return is_learned(data) or (data.words is not None and data.tokenizer != "bytes")
 
 
 def beside(data: Data, texts: Texts, seq_len: int, key: str) -> Corpus:
@@ -113,7 +139,11 @@ def alone(data: Data, seq_len: int) -> Corpus:
 
 def corpus_hash(data: Data) -> str:
     """What names the corpus' content: its files' content, its tokenizer and its split (16 hex digits)."""
-    digest = hashlib.sha256(json.dumps([data.corpus, data.text, data.tokenizer, data.held_out]).encode())
+    tokenizer = Path(data.tokenizer).stem if is_learned(data) else data.tokenizer  # by what it was learned from
+    told: list[Any] = [data.corpus, data.text, tokenizer, data.held_out]
+    if is_flagged(data):
+        told += [data.vocab, words.segments(data)]
+    digest = hashlib.sha256(json.dumps(told).encode())
     if is_local(data):
         for name, path in files(data):
             digest.update(name.encode())
@@ -127,9 +157,11 @@ def files(data: Texts) -> list[tuple[str, Path]]:
         root = Path(sysconfig.get_paths()["stdlib"])
         found = [p for p in root.rglob("*.py") if not NOT_SOURCE & set(p.relative_to(root).parts)]
         return [(str(p.relative_to(root)), p) for p in sorted(found)]
-    paths = sorted({p for pattern in data.paths for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()})
+    found = sorted({p for pattern in data.paths for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file()})
+    paths = sorted({p.resolve(): p for p in reversed(found)}.values())  # what two names have would be on both sides
     if not paths:
-        raise UserError("no file of the corpus exists", key="data.paths", value=", ".join(data.paths))
+        how = f"; {data.get}" if data.get else ""
+        raise UserError(f"no file of the corpus exists{how}", key="data.paths", value=", ".join(data.paths))
     if not sum(p.stat().st_size for p in paths):
         raise UserError("the corpus is empty", key="data.paths", value=", ".join(data.paths))
     return [(p.name, p) for p in paths]
@@ -161,9 +193,12 @@ def read(name: str, path: Path, column: str) -> Iterator[Document]:
             raise UserError(f"cannot be read as {path.suffix[1:]}: {e}", file=path) from None
         return
     try:
-        yield name, path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
+        yield name, (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
     except UnicodeDecodeError as e:
         raise UserError(f"is not UTF-8 at byte {e.start}", file=path) from None
+    except (OSError, EOFError, zlib.error) as e:
+        raise UserError(f"cannot be read: {e}", file=path) from None
 
 
 def with_datasets() -> Any:
@@ -189,18 +224,16 @@ def hub(data: Data) -> Iterator[Document]:
         ) from None
 
 
-def tokenizer(data: Data) -> tuple[Callable[[str], Iterable[int]], Any]:
+def tokenizer(data: Data) -> tuple[words.Encode, Any]:
     """Encoder of one document, separator included, and the dtype that holds its tokens."""
     if data.tokenizer == "bytes":
         return lambda text: [*text.encode(), SEPARATOR], np.dtype("<u2")
-    from transformers import AutoTokenizer
-
-    try:
-        tok = AutoTokenizer.from_pretrained(data.tokenizer, trust_remote_code=False)  # its folder may hold code
-    except (OSError, ValueError) as e:
-        raise UserError(
-            f"is not a tokenizer here ({type(e).__name__})", key="data.tokenizer", value=data.tokenizer
-        ) from None
+    flagged = np.dtype("<u2" if 2 * data.vocab < 1 << 16 else "<u4")
+    if is_learned(data):
+        return words.encoder(data, words.tokenizer(Path(data.tokenizer)), words.marks(words.LEARNED).end), flagged
+    tok = words.pretrained(data.tokenizer)
+    if is_flagged(data):
+        return words.encoder(data, tok.backend_tokenizer, words.marks(data.tokenizer).end), flagged
     end = [] if tok.eos_token_id is None else [tok.eos_token_id]
     return lambda text: tok.encode(text, add_special_tokens=False) + end, np.dtype(
         "<u2" if len(tok) < 1 << 16 else "<u4"
@@ -219,18 +252,20 @@ def build(data: Data, folder: Path) -> None:
             for name, text in documents(data):
                 side = "held_out" if is_held_out(name, data.held_out) else "train"
                 tokens = np.asarray(encode(text), dtype=dtype)
-                if tokens.size and int(tokens.max()) >= data.vocab:
+                if not is_flagged(data) and tokens.size and int(tokens.max()) >= data.vocab:
                     raise UserError("is smaller than the tokenizer's largest token", key="data.vocab", value=data.vocab)
                 (held_out if side == "held_out" else train).write(tokens.tobytes())
                 counts[side] += len(tokens)
                 size += len(text.encode())
         if not sum(counts.values()):
             raise UserError("the corpus is empty", key="data.corpus", value=data.corpus)
+        if is_learned(data):
+            shutil.copy(data.tokenizer, temporary / "vocab.txt")
         meta = {
             "dtype": dtype.str,
             "tokens": counts,
             "bytes_per_token": size / sum(counts.values()),
-            "tokenizer": data.tokenizer,
+            "tokenizer": words.LEARNED if is_learned(data) else data.tokenizer,
         }
         (temporary / "meta.json").write_text(json.dumps(meta))
         os.rename(temporary, folder)

@@ -6,8 +6,6 @@ What was measured is not measured again; what was interrupted goes on from the l
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import socket
 import time
@@ -18,7 +16,7 @@ from typing import Any, Literal, TypeVar
 from tunnel import families
 from tunnel.errors import Stopped
 from tunnel.families import Arrays, Grown, State
-from tunnel.folder import environment, store
+from tunnel.folder import checkpoint, environment, store
 from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Trial, TrunkSpec
 from tunnel.schedule import warmup_multiplier
@@ -231,16 +229,18 @@ class Work:
             trial=self.trial.number,
             status="diverged" if loss is None else "complete",
             N=n,
+            N_total=None if trunk.shape.mixture is None else self.family.total(trunk.shape, trunk.body),
             D=run.tokens,
             C=families.compute(run),
             flops=families.flops(run),
             loss=loss,
-            bpb=None if loss is None else loss / math.log(2) / bytes_per_token,
+            bpb=None if loss is None or families.hides(trunk.family) else loss / math.log(2) / bytes_per_token,
             tokens_trained=self.trained,
             diverged_at=(self.dead_at or self.grown.tokens) if loss is None and self.grown is not None else None,
             tau=s.batch_tokens / (s.lr * s.weight_decay * run.tokens) if s.weight_decay else None,
             slices={} if loss is None or self.grown is None else self.grown.slices(),
-            final={} if loss is None or self.grown is None else digests(*self.grown.state()),
+            **({} if loss is None or trunk.task is None else self.grown.scored()),  # type: ignore[union-attr]
+            final={} if loss is None or self.grown is None else checkpoint.digests(*self.grown.state()),
             stability=None if loss is None or self.grown is None else self.grown.stability(),
             started=self.started,
             seconds=(clock - self.clock) / max(self.packed, 1),  # its share
@@ -250,6 +250,8 @@ class Work:
             versions=environment.versions(),
             environment=environment.keep(self.keep.root),
         )
+        if loss is not None and self.trial.keeps:
+            self.save(run.fingerprint)
         record = self.keep.write_record(record)
         if self.rolling is not None and self.rolling[0] == run.fingerprint:
             self.drop_rolling()
@@ -302,8 +304,10 @@ class Work:
             raise Stopped("the sweep was asked to stop; the same command goes on")
 
     def drop_rolling(self) -> None:
-        trunk, starts = self.trial.trunk, {r.decay_start for r in self.trial.runs}
-        if self.rolling is not None and self.rolling not in {(trunk.until(t).fingerprint, t) for t in starts}:
+        trunk, runs = self.trial.trunk, self.trial.runs
+        stay = {(trunk.until(r.decay_start).fingerprint, r.decay_start) for r in runs}
+        stay |= {(r.fingerprint, r.tokens) for r in runs if self.trial.keeps}
+        if self.rolling is not None and self.rolling not in stay:
             self.keep.forget_state(*self.rolling)
         self.rolling = None
 
@@ -324,19 +328,3 @@ def packable(a: TrunkSpec, b: TrunkSpec) -> bool:
 
 def progress(phase: Literal["trunk", "decay"], grown: Grown) -> Progress:
     return Progress(phase, grown.tokens, grown.rows[-1][1] if grown.rows else None)
-
-
-PARTS = {"model": "weights", "adam": "moments", "rng": "rng"}  # what the rest of a state's arrays is called: counters
-
-
-def digests(arrays: Arrays, meta: dict[str, Any]) -> dict[str, str]:
-    """What a state was, to be compared later: 16 hex digits of weights, moments, RNG, counters, cursor."""
-    found: dict[str, Any] = {}
-    for name in sorted(arrays):
-        part = PARTS.get(name.split(".")[0], "counters")
-        value = arrays[name]
-        digest = found.setdefault(part, hashlib.sha256())
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(value.tobytes())
-    found["cursor"] = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    return {part: digest.hexdigest()[:16] for part, digest in found.items()}

@@ -36,8 +36,8 @@ def fitted(work: Callable[[], Found], halve: Callable[[], bool]) -> Found:
 
 def state(trunk: TrunkSpec) -> int:
     """Bytes of a model's weights, gradients and moments."""
-    n = families.load(trunk.family).count(trunk.shape, trunk.body) + trunk.body.vocab * trunk.shape.width
-    return BYTES * int(n)
+    n = families.total(trunk.family, trunk.shape, trunk.body) + trunk.body.vocab * trunk.shape.width
+    return BYTES * n
 
 
 def line(trunk: TrunkSpec, together: int = 1, workers: int = 1) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from tunnel import transfer
-from tunnel.families import Arrays, State
+from tunnel.families import Arrays, State, inherited
 from tunnel.run import Mixed, Stability, TrunkSpec
 from tunnel.training.memory import fitted
 from tunnel.training.stream import Corpus
@@ -67,6 +67,7 @@ class Trained:
         self.smoothed = torch.zeros((), device=self.device)
         self.tally = torch.zeros(3, device=self.device)  # variance about `smoothed`, clipped steps, spikes
         self.hopeless = HOPELESS * math.log(trunk.body.vocab)
+        self.ceiling = self.hopeless  # of a training loss
 
     def placed(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model, on the device."""
@@ -81,13 +82,19 @@ class Trained:
         """Takes the weights that its trunk begins with."""
         if "start" in others:
             arrays, meta = others["start"]
-            for name, p in self.model.named_parameters():
-                self.fill(p, torch.from_numpy(np.array(arrays[f"model.{name}"])))
+            given = inherited(self.trunk, arrays)
+            for name, p in self.heirs():
+                self.fill(p, torch.from_numpy(given(name)))
             self.tokens = meta["tokens"] if self.trunk.begun else 0
+
+    def heirs(self) -> Iterable[tuple[str, torch.nn.Parameter]]:
+        """Which of its parameters begin as those of its trunk's `start`."""
+        return self.model.named_parameters()
 
     @property
     def steps(self) -> int:
-        return self.tokens // self.trunk.settings.batch_tokens
+        """Its own, since its training began."""
+        return (self.tokens - self.trunk.begun) // self.trunk.settings.batch_tokens
 
     def step(self, multiplier: float) -> bool:
         """Trains one batch at `multiplier` times the peak; False where the run has diverged."""
@@ -99,10 +106,14 @@ class Trained:
         loss, bf16 = torch.zeros((), device=self.device), self.trunk.settings.precision == "bf16"
         for part in batch.split(self.at_a_time):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-                part_loss = self.loss(part) * (len(part) / len(batch))
+                part_loss = self.weighed(part, batch)
             part_loss.backward()
             loss += part_loss.detach()
         return loss
+
+    def weighed(self, part: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """What a part adds to its batch's loss."""
+        return self.loss(part) * (len(part) / len(batch))
 
     @property
     def at_a_time(self) -> int:
@@ -163,12 +174,16 @@ class Trained:
         smoothed = self.smoothed.item()
         self.rows.append((self.tokens, smoothed, multiplier, norm.item()))
         warm = self.tokens > self.trunk.settings.warmup
-        return math.isfinite(smoothed + norm.item()) and not (warm and smoothed > self.hopeless)
+        return math.isfinite(smoothed + norm.item()) and not (warm and smoothed > self.ceiling)
 
     def loss(self, sequences: torch.Tensor) -> torch.Tensor:
-        """Mean next-token cross-entropy in nats."""
-        logits = self.forward(input_ids=sequences[:, :-1], use_cache=False).logits
-        return F.cross_entropy(logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
+        """Mean next-token cross-entropy in nats; where there are experts, its gradient has their balance in it."""
+        out = self.forward(input_ids=sequences[:, :-1], use_cache=False)
+        loss = F.cross_entropy(out.logits.flatten(0, 1).float(), sequences[:, 1:].flatten())
+        balance = getattr(out, "aux_loss", None)
+        if balance is None:
+            return loss
+        return loss + cast(Any, self.model).config.router_aux_loss_coef * (balance - balance.detach())
 
     def evaluate(self, pause: Callable[[], None] = lambda: None) -> float:
         """Held-out loss in nats per token; inf where it is hopeless: a short run ends between two looks."""
@@ -203,11 +218,9 @@ class Trained:
     @torch.no_grad()
     def stability(self) -> Stability:
         """Attention and logits on held-out data, and what the steps so far noted."""
-        t = self.trunk.body.seq_len
-        sequences = torch.from_numpy(self.corpus.evaluation(WATCHED * t, t)).to(self.device)
         self.model.eval()
         with AttentionLogits() as seen:
-            logits = self.model(input_ids=sequences[:, :-1], use_cache=False).logits.float()
+            out = self.watched()
         self.model.train()
         ratios, eps = {}, 0.0
         for group in self.groups:
@@ -216,12 +229,19 @@ class Trained:
             eps = max(eps, group["eps"] / scale)
         return Stability(
             attention_logit=seen.largest,
-            log_partition=logits.logsumexp(-1).mean().item(),
+            log_partition=out.logits.float().logsumexp(-1).mean().item(),
             clip_rate=self.tally[1].item() / self.steps,
             spikes=int(self.tally[2].item()),
             update_to_weight=ratios,
             eps_ratio=eps,
+            expert_load=loads(self.trunk, getattr(out, "router_logits", None) or ()),
         )
+
+    def watched(self) -> Any:
+        """What the model says to the held-out sequences on which it is watched."""
+        t = self.trunk.body.seq_len
+        sequences = torch.from_numpy(self.corpus.evaluation(WATCHED * t, t)).to(self.device)
+        return self.model(input_ids=sequences[:, :-1], use_cache=False)
 
     def adam(self, group: dict[str, Any]) -> tuple[float, float, float]:
         """A group's RMS of Adam's step at rate 1, of the weights, and of the step's denominator."""
@@ -275,6 +295,15 @@ class Trained:
         self.rows = []
 
 
+def loads(trunk: TrunkSpec, routers: tuple[torch.Tensor, ...]) -> tuple[tuple[float, ...], ...]:
+    """By layer, each expert's share of what is routed: routers' logits (tokens, experts) of one pass."""
+    m = trunk.shape.mixture
+    if m is None:
+        return ()
+    chosen = [r.topk(m.top_k).indices.flatten().bincount(minlength=m.experts) for r in routers]
+    return tuple(tuple((c / c.sum()).tolist()) for c in chosen)
+
+
 class AttentionLogits(TorchFunctionMode):
     """Notes the largest attention logit, in absolute value, of every scaled dot product in its block."""
 
@@ -285,7 +314,8 @@ class AttentionLogits(TorchFunctionMode):
             q, k = args[:2]
             k = k.repeat_interleave(q.shape[-3] // k.shape[-3], dim=-3)
             scale = (kwargs or {}).get("scale") or q.shape[-1] ** -0.5
-            logits = (q @ k.transpose(-2, -1)).abs().tril() * scale
+            logits = (q @ k.transpose(-2, -1)).abs() * scale
+            logits = logits.tril() if (kwargs or {}).get("is_causal") else logits
             self.largest = max(self.largest, logits.max().item())
         return func(*args, **(kwargs or {}))
 
@@ -322,9 +352,11 @@ def initialise(
     trunk: TrunkSpec,
     fill: Callable[[torch.Tensor, torch.Tensor], object] = lambda p, whole: p.data.copy_(whole),
 ) -> None:
-    """Normal with the role's std; norm gains 1. Drawn on the CPU, so that a seed means the same everywhere."""
+    """Normal with the role's std; norm gains 1, biases 0. Drawn on the CPU: a seed means the same everywhere."""
     generator = torch.Generator().manual_seed(trunk.seed)
     for group in groups:
         for p in group["params"]:
-            drawn = group["role"] != "vector"
-            fill(p, torch.randn(p.shape, generator=generator) * group["init_std"] if drawn else torch.ones(p.shape))
+            if group["role"] == "vector":
+                fill(p, torch.full(p.shape, 0.0 if group["pattern"].endswith("bias$") else 1.0))
+            else:
+                fill(p, torch.randn(p.shape, generator=generator) * group["init_std"])

@@ -258,8 +258,8 @@ def interval(value: float, draws: Array, widening: float) -> tuple[float, float]
 def widening(table: Mapping[str, Array]) -> float:
     """How much wider than a bootstrap's spread an interval must be, where few trunks decide many coefficients.
 
-    √(n/free) for the coefficients, Student's quantile over the normal's for the noise: n trunks of every shape's longest
-    rung, less a level for each of these cells, a curvature and a place, and how both move with N.
+    √(n/free) for the coefficients, Student's quantile over the normal's for the noise: n trunks of every shape's
+    longest rung, less a level for each of these cells, a curvature and a place, and how both move with N.
     """
     rung, (_, shape) = rungs_of(table), np.unique(table["N"], return_inverse=True)
     last = np.zeros(int(shape.max()) + 1, int)

@@ -35,7 +35,7 @@ config.use_cpu_initialization = True
 torch.manual_seed(0)
 model = GPTModel(
     config,
-    get_gpt_layer_local_spec(normalization="RMSNorm"),
+    get_gpt_layer_local_spec(num_experts=args.num_experts, moe_grouped_gemm=False, normalization="RMSNorm"),
     vocab_size=args.padded_vocab_size,
     max_sequence_length=args.seq_length,
     share_embeddings_and_output_weights=not args.untie_embeddings_and_output_weights,
