@@ -10,4 +10,4 @@ The floors, from the ground up (a floor imports only lower ones; `tests/test_flo
     4 faces         show/  cli/  dashboard/
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
