@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tunnel.study.models import Decay, Study
+from tunnel.study.models import Study
+from tunnel.study.stages import Decay
 
 # No reading depends on them. pydantic's way to say which: the key, and of each stage its resources and gate.
 FREE: dict[str, Any] = dict.fromkeys(
