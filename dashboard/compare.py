@@ -14,7 +14,7 @@ from dashboard import load, show
 from dashboard.figures import least, shape_name
 from dashboard.records import stamp
 from dashboard.style import duration, money, nats, short
-from tunnel.plan import RUN
+from tunnel import plan
 from tunnel.study import Stage
 
 BETWEEN = " · "  # a study's name and its stage's
@@ -82,7 +82,7 @@ def settings(one: Side) -> dict[str, Any]:
         found |= flat(one.stage.model_dump(mode="json"), "stage")
         resolved = load.part(one.seen.root, "study.resolved.json", (), []) or {}
         handed = ((resolved.get("stages") or {}).get(one.stage.name) or {}).get("handed_on") or {}
-        return found | flat({k: v for k, v in handed.items() if not k.startswith(RUN)}, "handed on")
+        return found | flat(plan.settings(handed), "handed on")
     for stage in asked.stage:
         found |= flat(stage.model_dump(mode="json", exclude={"name"}), f"stage.{stage.name}")
     return found

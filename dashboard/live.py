@@ -21,7 +21,7 @@ from dashboard.figures import shape_name
 from dashboard.records import stamp
 from dashboard.style import nats, short
 from tunnel.folder.store import Store
-from tunnel.plan import RUN
+from tunnel.plan import settings
 from tunnel.sweeps.attempts import DONE, IDLE
 from tunnel.sweeps.status import proxies_of
 
@@ -251,6 +251,6 @@ def happened(root: str, at: tuple[load.Stamp, ...]) -> list[tuple[str, str, str,
 
 
 def handed(stage: dict[str, Any]) -> str:
-    values = {k: v for k, v in (stage.get("handed_on") or {}).items() if not k.startswith(RUN)}  # and no whole runs
+    values = settings(stage.get("handed_on") or {})
     told = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
     return f"was handed {', '.join(told)}" if told else "from the study's own settings"

@@ -78,7 +78,8 @@ def summed(root: Path) -> Row:
     """What the study's files say; the same words and numbers as its own pages."""
     status, readings = load.status(root), proxies_of(load.records(str(root)).look()[0])
     found = quick(root) | {"state": show.state_of(status, None), "readings": int((readings.status == "complete").sum())}
-    found["best"] = float(readings.loss.min()) if found["readings"] else None
+    losses = readings[readings["task"].isna()].loss if "task" in readings else readings.loss  # a task's is another
+    found["best"] = float(losses.min()) if found["readings"] else None
     if status:
         t = status["trials"]
         found["done"] = min((t["complete"] + t["pruned"] + t["diverged"]) / max(t["planned"], 1), 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +164,13 @@ def test_a_study_tunes_what_it_trained(tuned: Path) -> None:
     assert {"task", "score.accuracy"} <= set(keep.readings().columns)
     again = rerun.rerun(made, keep, found[0].fingerprint_of)
     assert again["equal"], again["first_difference"]
+
+
+def test_a_copied_folder_needs_no_file_of_its_tasks(tuned: Path, rows: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tuned, copy)
+    (copy / "study.toml").write_text((copy / "study.toml").read_text().replace(str(rows), str(tmp_path / "nowhere")))
+    assert sweep.status(*sweep.frozen(copy))["trials"]["complete"] == 16
 
 
 def test_retention_is_by_task_and_never_by_the_mean(tuned: Path) -> None:

@@ -46,11 +46,12 @@ class StagePlan:
     schedule: list[float] = field(default_factory=list)  # multipliers at even steps through the longest run
 
 
-def plan(study: Study, paces: Paces | None = None) -> dict[str, Any]:
+def plan(study: Study, paces: Paces | None = None, known: Values | None = None) -> dict[str, Any]:
     """What the study would run, in FLOPs, device seconds and money; starts nothing and reads no corpus.
 
-    `paces`: measured ones, where something has run: then its corpus may be elsewhere. Raises UserError for lengths and
-    shapes that do not fit, and for a local corpus that is not there.
+    `paces`: measured ones, where something has run: then its corpus may be elsewhere; `known`: its tasks as they were
+    (`lessons.tasks_known`), which may be elsewhere too. Raises UserError for lengths and shapes that do not fit, and for
+    a local corpus that is not there.
     """
     if paces is None and families.load(study.family).reads:
         data.look(study.data)
@@ -58,7 +59,7 @@ def plan(study: Study, paces: Paces | None = None) -> dict[str, Any]:
     paces = paces or Paces(study.price.pace(study.train.precision))
     stages: list[StagePlan] = []
     for stage in study.stage:
-        before = handed_on(study, stage)
+        before = {**handed_on(study, stage), **(known or {})}
         trials = sample_trials(study, stage, before)
         first = (candidates(study, stage, before) or [middle(stage)])[0]
         values = {**values_of(study, stage, before), **first, **biggest(stage)}

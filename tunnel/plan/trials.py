@@ -192,7 +192,9 @@ def lengths(study: Study, stage: Stage, shape: Shape, values: Values) -> list[fl
     family, body = families.load(study.family), body_of(study)
     n = family.count(shape, body)
     if stage.rungs is not None and stage.rungs.epochs:
-        return [e * lessons.task_of(study, str(values["task"])).examples * body.seq_len for e in stage.rungs.epochs]
+        return [
+            e * lessons.task_of(study, str(values["task"]), values).examples * body.seq_len for e in stage.rungs.epochs
+        ]
     if stage.rungs is not None and stage.rungs.flops:
         return at_flops(study, stage.rungs.flops, shape, values)
     if stage.rungs is not None:

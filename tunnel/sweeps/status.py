@@ -98,7 +98,7 @@ def status(asked: Study, keep: Store) -> dict[str, Any]:
     resolved = store.read_json(keep.path("study.resolved.json"), {}).get("stages", {})
     stages = {s.name: counts(asked, s, resolved.get(s.name), keep, recorded) for s in asked.stage}
     trials = {name: sum(s[name] for s in stages.values()) for name in ("planned", *STATES)}
-    planned = plan.plan(asked, plan.Paces.of(asked, readings))
+    planned = plan.plan(asked, plan.Paces.of(asked, readings), plan.tasks_known(resolved))
     progress, spans = store.read_json(keep.path("progress.json")), attempts.spans(keep)
     running = progress is not None and driven(keep)
     done, held = sum(trials[s] for s in DONE), bill(asked, spans, proxies)

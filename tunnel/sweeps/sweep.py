@@ -205,7 +205,9 @@ def hand_on(asked: Study, stage: Stage, keep: Store) -> dict[str, Scalar]:
         found = [tuned.best(asked.stage_named(name), keep.readings()) for name in stage.after]
         handed = {k: v for settings in found for k, v in settings.items()}
         resolved["stages"][stage.name] = {
-            "handed_on": {k: s.value for k, s in handed.items()} | best_runs(asked, stage, keep),
+            "handed_on": {k: s.value for k, s in handed.items()}
+            | best_runs(asked, stage, keep)
+            | plan.tasks_of(asked, stage),
             "evidence": {k: s.as_dict() for k, s in handed.items()},
             "when": store.now(),
         }
