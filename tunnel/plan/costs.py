@@ -50,8 +50,8 @@ def plan(study: Study, paces: Paces | None = None, known: Values | None = None) 
     """What the study would run, in FLOPs, device seconds and money; starts nothing and reads no corpus.
 
     `paces`: measured ones, where something has run: then its corpus may be elsewhere; `known`: its tasks as they were
-    (`lessons.tasks_known`), which may be elsewhere too. Raises UserError for lengths and shapes that do not fit, and for
-    a local corpus that is not there.
+    (`lessons.tasks_known`), which may be elsewhere too. Raises UserError for lengths and shapes that do not fit, and
+    for a local corpus that is not there.
     """
     if paces is None and families.load(study.family).reads:
         data.look(study.data)
