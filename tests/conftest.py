@@ -36,8 +36,8 @@ WORDS = [
     "small",
 ]
 
-# How a study of the synthetic family and one of a tiny model begin, after the question.
-SYNTHETIC = """
+# How studies begin after their question: of the synthetic family, without a target and with one, and of a tiny model.
+CALIBRATION = """
 family = "synthetic"
 [model]
 head_dim = 16
@@ -48,7 +48,8 @@ seq_len = 32
 batch_tokens = 1024
 [resources]
 backend = "inline"
-[[target]]
+"""
+SYNTHETIC = f"""{CALIBRATION}[[target]]
 name = "big"
 width = 128
 depth = 8

@@ -17,7 +17,7 @@ from test_encoder import chinese, texts, wordy
 from test_forks import measured
 
 from tunnel import plan, study
-from tunnel.answers import retention
+from tunnel.answers import retention, seeds
 from tunnel.errors import UserError
 from tunnel.families import encoder
 from tunnel.folder.store import Store
@@ -224,7 +224,7 @@ def test_depth_is_held_against_width_by_seed(tuned: Path) -> None:
     rows = {"width": [64] * 3 + [16] * 3, "depth": [1] * 3 + [8] * 3, "seed": [0, 1, 2] * 2, "lr": 0.1}
     frame = pd.DataFrame({**rows, "loss": [2.0, 2.2, 2.1, 1.9, 2.09, 1.995]})
     wide, deep = frame[:3], frame[3:]
-    off, low, high = retention.apart(deep, wide)
+    off, low, high = seeds.apart(deep, wide)
     assert off == pytest.approx(-5, abs=1e-6)
     assert (low, high) == pytest.approx((-5, -5), abs=1e-6)
     stage = Stage(name="s", kind="ladder", shapes=[[64, 1], [16, 8]], rungs={"tokens": [1]})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import BATCH, SEQ_LEN, run_spec, trunk_spec, write_corpus
+from conftest import BATCH, SEQ_LEN, SYNTHETIC, run_spec, trunk_spec, write_corpus
 from test_parallel import group, joined
 
 from tunnel import plan, study, tuned
@@ -457,7 +457,7 @@ TRUE = synthetic.TRUTH.share
 
 
 def calibrated(tmp_path: Path, stage: str) -> tuple[study.Study, Store]:
-    text = CALIBRATION + stage
+    text = SHARES + stage
     path = tmp_path / "mix.toml"
     path.write_text(text)
     one, keep = sweep.opened(path, tmp_path / "out")
@@ -465,28 +465,11 @@ def calibrated(tmp_path: Path, stage: str) -> tuple[study.Study, Store]:
     return one, keep
 
 
-CALIBRATION = """
-question = "Which share?"
-family = "synthetic"
-[[data.source]]
-name = "good"
-paths = ["x"]
-[model]
-head_dim = 16
-base_width = 32
-base_depth = 2
-seq_len = 32
-[train]
-batch_tokens = 1024
-decay = 0.15
-[resources]
-backend = "inline"
-[[target]]
-name = "big"
-width = 128
-depth = 8
-tokens = "400k"
-"""
+SHARES = (
+    'question = "Which share?"'
+    + SYNTHETIC.replace('"1M"', '"400k"').replace("batch_tokens = 1024", "batch_tokens = 1024\ndecay = 0.15")
+    + '[[data.source]]\nname = "good"\npaths = ["x"]\n'
+)
 SEARCHED = """
 [[stage]]
 name = "mix"

@@ -21,6 +21,7 @@ pytest.importorskip("streamlit")
 
 import pandas as pd
 import plotly.graph_objects as go
+from conftest import CALIBRATION
 from typer.testing import CliRunner
 
 from dashboard import load, report, style
@@ -36,31 +37,19 @@ from tunnel.sweeps import sweep
 HERE = Path(__file__).parent.parent
 CODE = sorted((HERE / "dashboard" / "report").glob("*.py"))
 EVIL = "<script>alert(1)</script>"
-STUDY = """
-question = "Which lr? {question}"
-family = "synthetic"
-[model]
-head_dim = 16
-base_width = 32
-base_depth = 2
-seq_len = 32
-[train]
-batch_tokens = 1024
-[resources]
-backend = "inline"
-[[target]]
+TARGET = """[[target]]
 name = "big"
 width = 256
 depth = 4
 tokens = "1M"
-[[stage]]
+"""
+STUDY = f"""question = "Which lr? {{question}}"{CALIBRATION}{TARGET}[[stage]]
 name = "ladder"
-kind = "{kind}"
+kind = "{{kind}}"
 shapes = [[32, 4], [64, 4], [96, 4], [128, 4]]
 fan = [0.5, 1, 2]
-rungs = {{ tokens = ["250k", "1M"] }}
+rungs = {{{{ tokens = ["250k", "1M"] }}}}
 """
-TARGET = STUDY[STUDY.index("[[target]]") : STUDY.index("[[stage]]")]
 STATES = ("nothing", "measuring", "measured", "forecast", "inside", "judged", "compared")
 TABLE = {
     "rows": [{"shape": "32×4", "loss": 3.125}, {"shape": "64×4", "loss": None}],

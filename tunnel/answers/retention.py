@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from tunnel import families, plan, tuned
-from tunnel.answers.sparse import best_lr, spread
+from tunnel.answers.seeds import apart, best_lr, rounded, spread
 from tunnel.folder.store import Store
 from tunnel.run import Record, RunSpec, Shape
 from tunnel.study import Stage, Study
@@ -60,14 +60,6 @@ def depth_row(asked: Study, stage: Stage, which: str, body: pd.DataFrame, widest
         "from": rounded(least, 2),
         "to": rounded(most, 2),
     }
-
-
-def apart(one: pd.DataFrame, other: pd.DataFrame) -> tuple[float, float, float]:
-    """Percent that one's loss lies above the other's, over the seeds that both have, with its interval."""
-    a, b = (np.log(x.groupby("seed").loss.mean()) for x in (one, other))
-    off = (a - b).dropna()
-    low, high = spread(off) if len(off) else (math.nan, math.nan)
-    return tuple(100 * math.expm1(x) for x in (float(off.mean()), low, high))  # type: ignore[return-value]
 
 
 def answer(stage: Stage, which: str, each: list[pd.DataFrame]) -> list[str]:
@@ -252,7 +244,3 @@ def headline(row: Mapping[str, Any]) -> str:
         f"{row['model']}: {row['% of teacher']}% of the teacher's parameters, {row['mean kept %']}% of its score "
         f"(worst {row['worst kept %']}%), {row['faster']}× as fast: {row['verdict']}"
     )
-
-
-def rounded(value: float, digits: int) -> float | None:
-    return None if math.isnan(value) else round(value, digits)

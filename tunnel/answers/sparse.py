@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 
 from tunnel import laws
+from tunnel.answers.seeds import apart, best_lr, rounded, spread
 from tunnel.backtests.backtest import Holdout, holdouts, misses
 from tunnel.fitting import forms
 from tunnel.folder.store import Store
 from tunnel.laws import sparse
-from tunnel.quantiles import LEVEL, student
+from tunnel.quantiles import LEVEL
 from tunnel.run import Shape
 from tunnel.space import MIXTURE, SHAPE
 from tunnel.study import Study
 
 Rows = list[dict[str, Any]]
 KIND = (*SHAPE, *MIXTURE, "upcycle_at")  # what tells two bodies apart
-FEW = 2  # seeds that an interval takes
 DRAWS = 200  # of the bootstrap by trunk
 RIVALS = {"sparse": "active and total N", "active": "active N alone", "total": "total N alone"}
 
@@ -67,14 +67,9 @@ def name(row: Mapping[Any, Any]) -> str:
     return f"{shape} {row['top_k']} of {row['experts']}{finer}{since}"
 
 
-def best_lr(body: pd.DataFrame) -> pd.DataFrame:
-    """A body's readings at the learning rate of its lowest mean loss."""
-    return body[body.lr == body.groupby("lr").loss.mean().idxmin()]
-
-
 def row(body: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:
     first, (low, high) = body.iloc[0], spread(body.loss)
-    off, (least, most) = against(body, dense)
+    off, least, most = apart(body, dense)
     return {
         "FLOPs": f"{body.flops.mean():.3g}",
         "body": first.kind,
@@ -92,33 +87,10 @@ def row(body: pd.DataFrame, dense: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def against(body: pd.DataFrame, dense: pd.DataFrame) -> tuple[float, tuple[float, float]]:
-    """Percent that a body's loss lies above the dense one's: the mean over seeds that both have, and its interval."""
-    ours, theirs = (np.log(b.groupby("seed").loss.mean()) for b in (body, dense))
-    apart = (ours - theirs).dropna()
-    if not len(apart):
-        return 100 * math.expm1(float(ours.mean() - theirs.mean())), (math.nan, math.nan)
-    low, high = spread(apart)
-    return 100 * math.expm1(float(apart.mean())), (100 * math.expm1(low), 100 * math.expm1(high))
-
-
-def spread(values: pd.Series) -> tuple[float, float]:
-    """The 90% interval of a mean, by Student; NaN where one value has none."""
-    n, mean = len(values), float(values.mean())
-    if n < FEW:
-        return math.nan, math.nan
-    half = student((1 + LEVEL) / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
-    return mean - half, mean + half
-
-
-def rounded(value: float, digits: int) -> float | None:
-    return round(value, digits) if math.isfinite(value) else None
-
-
 def answer(each: list[pd.DataFrame], dense: pd.DataFrame) -> str:
     """Dense or a mixture at one budget; `each`: its bodies, the best first."""
     best = next(b for b in each if b.experts.iloc[0] > 1)
-    off, (low, high) = against(best, dense)
+    off, low, high = apart(best, dense)
     names = best.kind.iloc[0], dense.kind.iloc[0]
     head = f"at {dense.flops.mean():.3g} FLOPs the best mixture, {names[0]}, lies {abs(off):.2g}%"
     head += f" {'below' if off < 0 else 'above'} the best dense body, {names[1]}"
